@@ -1,0 +1,260 @@
+"""PatchDDM-3D: train on random patches, sample the whole volume.
+
+Bieder et al., "Memory-Efficient 3D Denoising Diffusion Models for Medical Image Processing",
+MIDL 2023, arXiv:2303.15288.
+
+Memory is saved by what the network is shown. While training, it sees a patch, and three more
+input channels that say where in the volume the patch lies. Since it is fully convolutional, one
+that was trained on 128³ patches denoises a 256³ volume in one pass.
+
+Two choices of the paper's network keep its activations small: few channels at full resolution,
+and skips that are averaged into the decoder instead of concatenated, so that no decoder block is
+wider than its encoder counterpart.
+
+    level                 0     1     2     3     4     5     6
+    side of a 128³ patch  128   64    32    16    8     4     2
+    channels              29    87    116   116   116   116   116
+
+Written from the paper and from the layout of the authors' network, whose parameter count at these
+channels, one image channel and three coordinates, is 24,257,167.
+"""
+
+import math
+import random
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+PUBLISHED: dict[str, Any] = {
+    "volume": 256,
+    "patch": 128,
+    "batch_size": 1,
+    "channels": tuple(29 * width for width in (1, 3, 4, 4, 4, 4, 4)),
+    "precision": "bf16",  # the authors' 16-bit autocast; bf16, as it needs no loss scaling
+}
+
+BLOCKS_PER_LEVEL = 2
+
+
+def build(*, in_channels: int, channels: tuple[int, ...], **_: Any) -> "PatchDDM":
+    """The network for `in_channels` image channels; it adds its three coordinates itself."""
+    return PatchDDM(in_channels, channels)
+
+
+def divisor(channels: tuple[int, ...]) -> int:
+    """What each side of a patch, and of a volume to sample, must be a multiple of."""
+    return 2 ** (len(channels) - 1)
+
+
+class PatchDDM(nn.Module):
+    """A U-Net with additive skips that also reads where its voxels are.
+
+    Args:
+        in_channels: image channels of the input, and channels of the output.
+        channels: the width of each level, finest first. The first is also the number of groups
+            of every group normalisation, so it must divide the others.
+    """
+
+    def __init__(self, in_channels: int, channels: tuple[int, ...]) -> None:
+        super().__init__()
+        if any(width % channels[0] for width in channels):
+            raise ValueError(f"channels {channels}: the first must divide all others")
+        self.embedding_channels, *_ = channels
+        groups, time_channels = channels[0], 4 * channels[0]
+
+        def block(width_in: int, width_out: int) -> ResidualBlock:
+            return ResidualBlock(width_in, width_out, time_channels, groups)
+
+        self.time_embedding = nn.Sequential(
+            nn.Linear(self.embedding_channels, time_channels),
+            nn.SiLU(),
+            nn.Linear(time_channels, time_channels),
+        )
+        width = channels[0]
+        self.conv_in = nn.Conv3d(in_channels + 3, width, 3, padding=1)
+
+        # Every tensor that the encoder makes is a skip: that of conv_in, of each block, and of
+        # each downsampling. `skips` is their widths, in the order of `forward`.
+        skips = [width]
+        self.encoder = nn.ModuleList()
+        for depth, level_width in enumerate(channels):
+            level = Level()
+            for _ in range(BLOCKS_PER_LEVEL):
+                level.blocks.append(block(width, level_width))
+                width = level_width
+                skips.append(width)
+            if depth < len(channels) - 1:
+                level.resample = nn.Conv3d(width, width, 3, stride=2, padding=1)
+                skips.append(width)
+            self.encoder.append(level)
+
+        self.middle = nn.ModuleList([block(width, width), block(width, width)])
+
+        # A mean needs equal widths, so each decoder block already gives as many channels as the
+        # skip that comes after it has; the last one has none after it and keeps its width.
+        self.decoder = nn.ModuleList()
+        for depth in reversed(range(len(channels))):
+            level = Level()
+            for _ in range(BLOCKS_PER_LEVEL + 1):
+                skips.pop()
+                next_width = skips[-1] if skips else width
+                level.blocks.append(block(width, next_width))
+                width = next_width
+            if depth > 0:
+                level.resample = nn.Sequential(
+                    nn.Upsample(scale_factor=2, mode="nearest"),
+                    nn.Conv3d(width, width, 3, padding=1),
+                )
+            self.decoder.append(level)
+
+        self.out = nn.Sequential(
+            GroupNorm(groups, width), nn.SiLU(), zero(nn.Conv3d(width, in_channels, 3, padding=1))
+        )
+
+    def forward(self, x: Tensor, t: Tensor, coordinates: Tensor | None = None) -> Tensor:
+        """Predict the noise ε in `x`.
+
+        Args:
+            x: noisy patches or whole volumes, (B, C, D, H, W).
+            t: diffusion steps, (B,) int64.
+            coordinates: where the voxels of `x` lie, (B, 3, D, H, W), from −1 to 1 over the whole
+                volume, as `crop` returns them. None: `x` is the whole volume.
+
+        Returns:
+            ε, (B, C, D, H, W).
+        """
+        if coordinates is None:
+            axes = [torch.linspace(-1, 1, side, device=x.device) for side in x.shape[2:]]
+            coordinates = grid(axes).expand(x.shape[0], -1, -1, -1, -1)
+        time = self.time_embedding(sinusoidal_embedding(t, self.embedding_channels).to(x.dtype))
+
+        h = self.conv_in(torch.cat([x, coordinates.to(x.dtype)], dim=1))
+        skips = [h]
+        for level in self.encoder:
+            for block in level.blocks:
+                h = block(h, time)
+                skips.append(h)
+            if level.resample is not None:
+                h = level.resample(h)
+                skips.append(h)
+        for block in self.middle:
+            h = block(h, time)
+        for level in self.decoder:
+            for block in level.blocks:
+                skip = skips.pop()
+                h = block((h + skip) / 2, time)
+            if level.resample is not None:
+                h = level.resample(h)
+        return self.out(h)
+
+    @staticmethod
+    def crop(x0: Tensor, patch: int, rng: random.Random) -> tuple[Tensor, dict[str, Tensor]]:
+        """Cut one random patch from each volume.
+
+        The positions come from Python's generator: they decide the strides of views, and a fake
+        tensor has no value to decide with.
+
+        Args:
+            x0: volumes, (B, C, D, H, W), each side at least `patch`.
+            patch: the side of the patch. With the side of the volume, the volume itself.
+            rng: where the positions come from.
+
+        Returns:
+            The patches, (B, C, patch, patch, patch), and the keyword arguments that `forward`
+            needs to know where they lie: `coordinates`, (B, 3, patch, patch, patch).
+
+        Raises:
+            ValueError: if a side of the volume is shorter than `patch`.
+        """
+        sides = x0.shape[2:]
+        if patch > min(sides):
+            raise ValueError(f"a patch of side {patch} does not fit into a volume {tuple(sides)}")
+        patches, coordinates = [], []
+        for volume in x0:
+            cut = [slice(first, first + patch) for first in patch_corner(sides, patch, rng)]
+            patches.append(volume[(slice(None), *cut)])
+            axes = [torch.linspace(-1, 1, side, device=x0.device) for side in sides]
+            coordinates.append(grid([axis[along] for axis, along in zip(axes, cut, strict=True)]))
+        return torch.stack(patches), {"coordinates": torch.stack(coordinates)}
+
+
+def patch_corner(sides: torch.Size, patch: int, rng: random.Random) -> list[int]:
+    """The first voxel of a random patch along each axis.
+
+    As in the authors' loader, the sum of two uniform draws, over a quarter and three quarters of
+    the way: patches from the middle, where the brain is, come up more often than from the rim.
+    """
+    ways = [side - patch for side in sides]
+    return [rng.randint(0, way // 4) + rng.randint(0, way - way // 4) for way in ways]
+
+
+def grid(axes: list[Tensor]) -> Tensor:
+    """The coordinates of each voxel, (3, D, H, W), from those along each axis."""
+    return torch.stack(torch.meshgrid(*axes, indexing="ij"))
+
+
+def sinusoidal_embedding(t: Tensor, channels: int, max_period: float = 10_000) -> Tensor:
+    """The embedding of Ho et al. 2020 (arXiv:2006.11239), (B,) to (B, channels).
+
+    Half of the channels are cosines, half sines; an odd channel stays 0.
+    """
+    half = channels // 2
+    k = torch.arange(half, dtype=torch.float32, device=t.device)
+    angles = t.float()[:, None] * torch.exp(-math.log(max_period) * k / half)
+    return F.pad(torch.cat([angles.cos(), angles.sin()], dim=1), (0, channels % 2))
+
+
+class Level(nn.Module):
+    """The blocks at one resolution, and the way to the next one; the last level has none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList()
+        self.resample: nn.Module | None = None
+
+
+class ResidualBlock(nn.Module):
+    """x ↦ shortcut(x) + conv(SiLU(norm(conv(SiLU(norm(x))) + W·SiLU(time)))).
+
+    The second convolution starts at zero, so the block starts as its shortcut.
+    """
+
+    def __init__(self, channels: int, out_channels: int, time_channels: int, groups: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Sequential(
+            GroupNorm(groups, channels), nn.SiLU(), nn.Conv3d(channels, out_channels, 3, padding=1)
+        )
+        self.time = nn.Sequential(nn.SiLU(), nn.Linear(time_channels, out_channels))
+        self.conv2 = nn.Sequential(
+            GroupNorm(groups, out_channels),
+            nn.SiLU(),
+            zero(nn.Conv3d(out_channels, out_channels, 3, padding=1)),
+        )
+        self.shortcut = (
+            nn.Identity() if channels == out_channels else nn.Conv3d(channels, out_channels, 1)
+        )
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        """(B, channels, D, H, W) and (B, time_channels) to (B, out_channels, D, H, W)."""
+        h = self.conv1(x) + self.time(time)[:, :, None, None, None]
+        return self.shortcut(x) + self.conv2(h)
+
+
+class GroupNorm(nn.GroupNorm):
+    """Group normalisation that computes in fp32 whatever comes in, and gives it back as it came.
+
+    The authors' choice; under 16-bit autocast it keeps an fp32 copy of its input for the backward
+    pass, a good third of what their network stores.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input.float()).to(input.dtype)
+
+
+def zero(module: nn.Module) -> nn.Module:
+    """`module`, its parameters set to zero."""
+    for parameter in module.parameters():
+        nn.init.zeros_(parameter)
+    return module
