@@ -1,0 +1,70 @@
+"""Where the volumes come from: embedded brains, BraTS folders, SynapseMNIST3D.
+
+    source = open_source("brats", Path("BraTS2020"), ("t1",), volume=64, seed=0)
+    path = prepare(source, Path("cache"))   # every volume read, checked, resampled, once
+    volumes = load(path)                    # (N, C, D, H, W) float32, memory-mapped
+
+Whatever is wrong with a file is found by `open_source` (headers, sizes) or `prepare` (content),
+so before any trial starts; a trial gets only the path.
+"""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+
+from bench.data.cache import load, prepare
+from bench.data.source import Source
+from bench.data.split import split
+from bench.errors import UserError
+
+SOURCES = ("phantom", "brats", "synapse")
+
+__all__ = ["SOURCES", "Source", "load", "open_source", "prepare", "split"]
+
+
+def open_source(
+    name: str,
+    data_dir: Path | None = None,
+    modality: tuple[str, ...] = ("t1",),
+    volume: int = 64,
+    seed: int = 0,
+    subjects: int | None = None,
+) -> Source:
+    """The source called `name`, ready to be indexed.
+
+    Args:
+        name: one of `SOURCES`.
+        data_dir: the BraTS folder, or the SynapseMNIST3D `.npz` (or its folder); None for phantom.
+        modality: channels, in order: of `t1`, `t2` (brats: also `t1ce`, `flair`); synapse has one
+            channel and ignores it.
+        volume: side of the cube, in voxels.
+        seed: draws the phantoms; the other sources do not depend on it.
+        subjects: at most this many; by default all, of phantom 32 up to 64³ and fewer above.
+
+    Raises:
+        UserError: a name, flag or file that cannot be used, in one line.
+    """
+    if not 8 <= volume <= 512:
+        raise UserError(f"--volume {volume}: the side of a volume is between 8 and 512 voxels")
+    if subjects is not None and subjects < 1:
+        raise UserError(f"--subjects {subjects}: at least one subject is needed")
+    if not modality or len(set(modality)) != len(modality):
+        raise UserError(f"--modality {' '.join(modality) or '(none)'}: name each modality once")
+
+    # Imported here: a phantom run need not load nibabel, nor a BraTS run torch.
+    if name == "phantom":
+        from bench.data.phantom import Phantom
+
+        return Phantom(modality, volume, seed, subjects)
+    if name == "brats":
+        from bench.data.brats import BraTS
+
+        return BraTS(data_dir, modality, volume, subjects)
+    if name == "synapse":
+        from bench.data.medmnist import SynapseMNIST3D
+
+        return SynapseMNIST3D(data_dir, volume, subjects)
+    near = difflib.get_close_matches(name, SOURCES, n=1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    raise UserError(f"--data {name}: unknown; known are {', '.join(SOURCES)}{hint}")

@@ -1,0 +1,144 @@
+"""Preprocessed volumes as one memory-mapped array, so that no window ever measures gzip."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from bench.data.source import PREPROCESSING, Source
+from bench.errors import UserError
+
+BLOCK = 1 << 20
+BLOCKS_CHECKED = 1024  # at most 1 GiB is read to verify a cache, however large it is
+
+
+def prepare(
+    source: Source, cache_dir: Path, progress: Callable[[int, int], None] | None = None
+) -> Path:
+    """Reads, checks and preprocesses every volume of `source`, once.
+
+    The file is named by what it depends on: the source's files (name, size, time of change) and
+    the settings. If a sound one is there, it is returned at once; a damaged one is rebuilt.
+
+    Args:
+        progress: called with (done, total) after each volume; not when the cache is used.
+
+    Returns:
+        path of an `.npy` (N, C, D, H, W), float32; see `load`.
+
+    Raises:
+        UserError: a volume that cannot be used, or a cache folder that cannot be written.
+    """
+    identity = _identity(source)
+    key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+    path = Path(cache_dir) / f"{source.name}-{source.volume}-{key}.npy"
+    if _is_sound(path):
+        return path
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _write(path, source, identity, progress)
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        need = f" ({len(source) * int(np.prod(source.shape)) * 4 / 2**20:.0f} MiB are needed)"
+        reason = (error.strerror or str(error)) + (need if full else "")
+        raise UserError(f"cannot write the cache {path.parent}: {reason}; use another") from error
+    return path
+
+
+def load(path: Path) -> np.ndarray:
+    """The volumes of `prepare`, (N, C, D, H, W) float32, read from disk as they are touched.
+
+    Raises:
+        UserError: the file is gone or not what `prepare` left.
+    """
+    if _side_car(path) is None:
+        raise UserError(f"{path}: not a complete cache of volumes; start the run again")
+    return np.load(path, mmap_mode="r", allow_pickle=False)
+
+
+def _identity(source: Source) -> dict[str, Any]:
+    return {
+        "preprocessing": PREPROCESSING,
+        "source": source.name,
+        "channels": list(source.channels),
+        "volume": source.volume,
+        "subjects": source.subjects,
+        "content": source.fingerprint(),
+    }
+
+
+def _write(
+    path: Path,
+    source: Source,
+    identity: dict[str, Any],
+    progress: Callable[[int, int], None] | None,
+) -> None:
+    shape = (len(source), *source.shape)
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    try:
+        # Plain writes and no memory map: on a full disk they raise, a map kills the process.
+        with temporary.open("w+b") as file:
+            header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(file, header)
+            for index in range(len(source)):
+                volume = source[index]
+                assert volume.shape == source.shape and volume.dtype == np.float32
+                file.write(np.ascontiguousarray(volume, dtype="<f4").data)
+                if progress is not None:
+                    progress(index + 1, len(source))
+            file.flush()
+            os.fsync(file.fileno())
+            checksum, size = _checksum(file), file.seek(0, os.SEEK_END)
+        note = {"shape": shape, "bytes": size, "checksum": checksum, "identity": identity}
+        os.replace(temporary, path)
+        temporary.write_text(json.dumps(note, indent=1))
+        os.replace(temporary, path.with_suffix(".json"))
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _side_car(path: Path) -> dict[str, Any] | None:
+    """The note beside the array, if the array's header and size are what it says."""
+    try:
+        note = json.loads(path.with_suffix(".json").read_text())
+        with path.open("rb") as file:
+            np.lib.format.read_magic(file)
+            shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(file)
+            expected = file.tell() + int(np.prod(shape)) * 4
+            size = file.seek(0, os.SEEK_END)
+        sound = list(shape) == note["shape"] and dtype == np.dtype("<f4") and not fortran_order
+        return note if sound and size == expected == note["bytes"] else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _is_sound(path: Path) -> bool:
+    note = _side_car(path)
+    if note is None:
+        return False
+    with path.open("rb") as file:
+        return _checksum(file) == note.get("checksum")
+
+
+def _checksum(file: BinaryIO) -> int:
+    """CRC-32 of the file, or of evenly spread blocks of one that is larger than 1 GiB."""
+    value = 0
+    for start in _block_starts(file.seek(0, os.SEEK_END)):
+        file.seek(start)
+        value = zlib.crc32(file.read(BLOCK), value)
+    return value
+
+
+def _block_starts(size: int) -> Iterator[int]:
+    blocks = -(-size // BLOCK)
+    checked = min(blocks, BLOCKS_CHECKED)
+    for i in range(checked):
+        yield (i * blocks // checked) * BLOCK

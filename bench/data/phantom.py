@@ -1,0 +1,265 @@
+"""Brains that look like T1 and T2 MRI, drawn from the ICBM152 average anatomy.
+
+Each index is a person of its own: head size and pose, a smooth deformation, individual folds,
+more or less fluid, and in one of three a glioma that pushes the tissue around it away. T1 and T2
+show the same anatomy; scanner, bias field and noise are each image's own. As in BraTS, all but
+the brain is exactly 0.
+
+The same seed and index give the same bytes on one machine, and the same brain, up to rounding, on
+any other.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from bench.data.make_asset import ASSET
+from bench.data.resampling import scale_intensity
+from bench.data.source import Source
+from bench.errors import UserError
+
+LESION_SHARE = 1 / 3
+
+# Signal of (white, grey, fluid, edema, tumour core, necrosis) at 1.5 T and 3 T, by eye, white = 1
+# in T1 and fluid = 1 in T2; `texture` is how deep grey matter departs from cortex.
+SIGNAL = {
+    "t1": np.array([1.00, 0.68, 0.20, 0.66, 0.50, 0.30], dtype=np.float32),
+    "t2": np.array([0.36, 0.52, 1.00, 0.82, 0.70, 0.98], dtype=np.float32),
+}
+TEXTURE = {"t1": 1.0, "t2": -0.7}
+
+
+def default_count(volume: int) -> int:
+    """How many brains unless told: as many as are made in well under a minute."""
+    return 32 if volume <= 64 else 16 if volume <= 128 else 4
+
+
+class Phantom(Source):
+    """Embedded brains, no download: `channels` of `t1`, `t2`, drawn from `seed`."""
+
+    name = "phantom"
+
+    def __init__(
+        self, modality: tuple[str, ...], volume: int, seed: int, subjects: int | None = None
+    ) -> None:
+        unknown = [name for name in modality if name not in SIGNAL]
+        if unknown:
+            raise UserError(f"--modality {unknown[0]}: the embedded brains have t1 and t2")
+        self.channels = modality
+        self.volume = volume
+        self.seed = seed
+        count = default_count(volume) if subjects is None else subjects
+        self.subjects = [f"phantom-{index:04d}" for index in range(count)]
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        return brain(self.seed, self._checked(index), self.volume, self.channels)
+
+    def fingerprint(self) -> dict[str, Any]:
+        return {"seed": self.seed}
+
+
+@dataclass(frozen=True)
+class Atlas:
+    """The average anatomy.
+
+    Attributes:
+        maps: (1, 4, X, Y, Z), probabilities of white, grey and fluid, and texture: the T1 average
+            minus what its tissues explain.
+        extent: (3,) half the size of the maps in mm.
+        white_matter: (N, 3) places in mm from the centre, deep in the hemispheres, where gliomas
+            grow.
+    """
+
+    maps: torch.Tensor
+    extent: np.ndarray
+    white_matter: np.ndarray
+
+
+@lru_cache(maxsize=1)
+def atlas() -> Atlas:
+    with np.load(ASSET, allow_pickle=False) as arrays:
+        wm, gm, csf, t1 = (arrays[k].astype(np.float32) / 255 for k in ("wm", "gm", "csf", "t1"))
+        spacing = float(arrays["spacing_mm"])
+    # What the average T1 has in pure white, grey and fluid: least squares over the brain.
+    tissues = np.stack([wm, gm, csf])
+    inside = tissues.sum(0) > 0.9
+    signal, *_ = np.linalg.lstsq(tissues[:, inside].T, t1[inside], rcond=None)
+    texture = np.where(inside, t1 - np.tensordot(signal, tissues, 1), 0) / signal[0]
+    extent = (np.array(wm.shape) - 1) * spacing / 2
+
+    places = np.argwhere(wm > 0.8) * spacing - extent
+    x, _, z = np.abs(places[:, 0]), places[:, 1], places[:, 2]
+    hemispheres = (x > 18) & (x < 50) & (z > -5) & (z < 50)
+    maps = torch.from_numpy(np.stack([wm, gm, csf, texture]).astype(np.float32))[None]
+    return Atlas(maps, extent, places[hemispheres])
+
+
+def brain(seed: int, index: int, side: int, modalities: tuple[str, ...]) -> np.ndarray:
+    """Person `index` of population `seed`: float32 (C, side, side, side) in [0, 1]."""
+    # One stream for the anatomy and one a modality: T1 is the same with T2 beside it or without.
+    rng = np.random.default_rng([seed, index])
+    places = _pose(rng, side)
+    places += _smooth_field(rng, side, knots=5, channels=3) * 4.0
+    places += _smooth_field(rng, side, knots=12, channels=3) * 1.6
+    lesion = _Lesion.draw(rng) if rng.random() < LESION_SHARE else None
+    if lesion is not None:
+        places = lesion.displace(places)
+
+    tissue, texture = _sample(places)
+    inside = tissue.sum(0) > 0.5
+    tissue = _individual(rng, tissue)
+    if lesion is not None:
+        tissue = lesion.grow(rng, tissue, places)
+
+    images = []
+    for name in modalities:
+        own = np.random.default_rng([seed, index, sorted(SIGNAL).index(name) + 1])
+        images.append(_acquire(own, tissue, texture, inside, name))
+    return np.stack(images)
+
+
+def _pose(rng: np.random.Generator, side: int) -> np.ndarray:
+    """Where each voxel lies in the average head: (3, side, side, side), mm from its centre."""
+    # Longest axis of the head over the side of the cube: BraTS cubes are cut to the brain.
+    span = 2 * atlas().extent.max() * rng.uniform(0.97, 1.06)
+    stretch = np.diag(rng.uniform(0.93, 1.07, size=3))
+    shear = np.eye(3) + np.triu(rng.normal(0, 0.02, size=(3, 3)), 1)
+    angles = rng.normal(0, 0.05, size=3)
+    rotation = np.eye(3)
+    for axis, angle in enumerate(angles):
+        i, j = (axis + 1) % 3, (axis + 2) % 3
+        turn = np.eye(3)
+        turn[i, i] = turn[j, j] = np.cos(angle)
+        turn[i, j], turn[j, i] = -np.sin(angle), np.sin(angle)
+        rotation = turn @ rotation
+    affine = (rotation @ shear @ stretch * span / side).astype(np.float32)
+    shift = rng.normal(0, 1.5, size=3).astype(np.float32)
+
+    axis = np.arange(side, dtype=np.float32) - (side - 1) / 2
+    # Sum of three outer terms, so that no (N, 3) grid is multiplied by a matrix.
+    x = affine[:, 0, None, None, None] * axis[:, None, None]
+    y = affine[:, 1, None, None, None] * axis[:, None]
+    z = affine[:, 2, None, None, None] * axis
+    return x + y + z + shift[:, None, None, None]
+
+
+@lru_cache(maxsize=32)
+def _cubic_b_spline(side: int, knots: int) -> np.ndarray:
+    """(side, knots + 3) weights of `knots + 3` control points, `knots` intervals to the cube."""
+    position = (np.arange(side) + 0.5) / side * knots
+    cell = np.minimum(position.astype(int), knots - 1)
+    u = position - cell
+    weights = np.zeros((side, knots + 3), dtype=np.float32)
+    pieces = ((1 - u) ** 3, 3 * u**3 - 6 * u**2 + 4, -3 * u**3 + 3 * u**2 + 3 * u + 1, u**3)
+    for k, piece in enumerate(pieces):
+        weights[np.arange(side), cell + k] = piece / 6
+    return weights
+
+
+def _smooth_field(rng: np.random.Generator, side: int, knots: int, channels: int = 1) -> np.ndarray:
+    """A random field (channels, side, side, side), about N(0, 1), as smooth as a B-spline."""
+    control = rng.standard_normal((channels, *(knots + 3,) * 3), dtype=np.float32)
+    weights = _cubic_b_spline(side, knots)
+    field = control
+    for _ in range(3):  # along the last axis, which then becomes the first of the three
+        field = np.moveaxis(field @ weights.T, -1, 1)
+    # A cubic B-spline averages its control points: the variance of the sum is Σ w², each axis.
+    spread = float((weights**2).sum(1).mean()) ** 1.5
+    return field / np.float32(spread)
+
+
+def _sample(places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(white, grey, fluid) as (3, …) and texture as (…) of the average head at `places` in mm."""
+    head = atlas()
+    unit = places / head.extent.astype(np.float32)[:, None, None, None]
+    # grid_sample wants the last axis of the volume first.
+    grid = torch.from_numpy(unit[::-1].copy()).permute(1, 2, 3, 0)[None]
+    sampled = F.grid_sample(head.maps, grid, mode="bilinear", align_corners=True)[0].numpy()
+    return sampled[:3], sampled[3]
+
+
+def _individual(rng: np.random.Generator, tissue: np.ndarray) -> np.ndarray:
+    """Gives a person folds of their own.
+
+    Where the average is blurred, people differ: noise on the log-probabilities decides there for
+    one tissue and leaves alone what is certain.
+    """
+    side = tissue.shape[-1]
+    weight = np.maximum(tissue, 0.004) ** 1.6
+    tilt = _smooth_field(rng, side, knots=26, channels=3)
+    tilt *= np.float32(0.55)
+    tilt[2] += np.float32(rng.normal(0.0, 0.35))  # fluid: age widens ventricles and sulci
+    weight *= np.exp(tilt)
+    return weight / weight.sum(0)
+
+
+@dataclass
+class _Lesion:
+    """A glioma: necrosis in a core in an edema. Lengths in mm of the average head."""
+
+    centre: np.ndarray
+    radius: float
+    axes: np.ndarray
+    edema: float
+
+    @classmethod
+    def draw(cls, rng: np.random.Generator) -> _Lesion:
+        where = atlas().white_matter
+        centre = where[rng.integers(len(where))].astype(np.float32)
+        axes = rng.uniform(0.8, 1.25, size=3).astype(np.float32)
+        return cls(centre, rng.uniform(9, 19), axes, rng.uniform(1.5, 2.1))
+
+    def displace(self, places: np.ndarray) -> np.ndarray:
+        """Mass effect: tissue that was at the centre is found further out."""
+        offset = places - self.centre[:, None, None, None]
+        near = np.exp(-(offset**2).sum(0) / np.float32(2 * (1.6 * self.radius) ** 2))
+        return places - offset * (np.float32(0.3) * near)
+
+    def grow(self, rng: np.random.Generator, tissue: np.ndarray, places: np.ndarray) -> np.ndarray:
+        """(white, grey, fluid) -> (white, grey, fluid, edema, core, necrosis)."""
+        side = tissue.shape[-1]
+        offset = (places - self.centre[:, None, None, None]) * self.axes[:, None, None, None]
+        distance = np.sqrt((offset**2).sum(0)) / np.float32(self.radius)
+        distance += np.float32(0.16) * _smooth_field(rng, side, knots=14)[0]
+        fingers = np.float32(0.22) * _smooth_field(rng, side, knots=10)[0]
+
+        core = _inside(distance, 1.0, 0.06)
+        necrosis = core * _inside(distance - fingers, 0.6, 0.08)
+        # Edema follows white matter and stops at the cortex and the ventricles.
+        edema = _inside(distance + fingers, self.edema, 0.12) * (tissue[0] + 0.25 * tissue[1])
+        edema *= 1 - core
+        core -= necrosis
+        healthy = tissue * (1 - edema - core - necrosis)
+        return np.concatenate([healthy, np.stack([edema, core, necrosis])])
+
+
+def _inside(distance: np.ndarray, radius: float, softness: float) -> np.ndarray:
+    """1 well inside `radius`, 0 well outside."""
+    return 1 / (1 + np.exp(np.clip((distance - np.float32(radius)) / softness, -30, 30)))
+
+
+def _acquire(
+    rng: np.random.Generator,
+    tissue: np.ndarray,
+    texture: np.ndarray,
+    inside: np.ndarray,
+    modality: str,
+) -> np.ndarray:
+    """One image of the anatomy: signal, texture, coil sensitivity, Rician noise, [0, 1]."""
+    side = tissue.shape[-1]
+    signal = SIGNAL[modality] * rng.uniform(0.94, 1.06, size=6).astype(np.float32)
+    image = np.zeros(tissue.shape[1:], dtype=np.float32)
+    for value, share in zip(signal, tissue, strict=False):  # without a lesion only three
+        image += value * share
+    image += np.float32(TEXTURE[modality]) * texture * tissue[:2].sum(0)
+    image *= np.exp(np.float32(0.07) * _smooth_field(rng, side, knots=2)[0])
+    sigma = np.float32(rng.uniform(0.012, 0.03))
+    noise = rng.standard_normal((2, *image.shape), dtype=np.float32) * sigma
+    image = np.hypot(image + noise[0], noise[1])  # the magnitude of a complex signal
+    return scale_intensity(image, inside)
