@@ -8,43 +8,44 @@ that of `baselines.unet`, parameter for parameter; only what is kept, and when, 
 from typing import Any
 
 import torch
-from monai.networks.nets.diffusion_model_unet import DiffusionUNetResnetBlock
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from baselines.unet import PUBLISHED, UNet, divisor
+from baselines import unet
 
-__all__ = ["PUBLISHED", "CheckpointedUNet", "build", "divisor"]
-
-
-def build(*, in_channels: int, channels: tuple[int, ...], **_: Any) -> "CheckpointedUNet":
-    """The network for `in_channels` image channels; `channels` are its widths, finest first."""
-    return CheckpointedUNet(in_channels, channels)
+PUBLISHED: dict[str, Any] = unet.PUBLISHED
 
 
-class CheckpointedUNet(UNet):
-    """`UNet`, each of whose residual blocks forgets its activations while training."""
+def build(*, in_channels: int, channels: tuple[int, ...], **_: Any) -> nn.Module:
+    """`unet.build`'s network, each of whose residual blocks forgets its activations in training."""
+    from monai.networks.nets.diffusion_model_unet import DiffusionUNetResnetBlock
 
-    def __init__(self, in_channels: int, channels: tuple[int, ...]) -> None:
-        super().__init__(in_channels, channels)
-        for module in self.modules():
-            if isinstance(module, DiffusionUNetResnetBlock):
-                # Another class for the same object, as `torch.distributed.fsdp.fully_shard` does
-                # it: a wrapper around the block would rename its parameters.
-                module.__class__ = CheckpointedResidualBlock
+    network = unet.build(in_channels=in_channels, channels=channels)
+    for module in network.modules():
+        if isinstance(module, DiffusionUNetResnetBlock):
+            recompute(module)
+    return network
 
 
-class CheckpointedResidualBlock(DiffusionUNetResnetBlock):
-    """MONAI's residual block, recomputed in the backward pass."""
+def recompute(block: nn.Module) -> None:
+    """Let `block` compute its activations again in the backward pass instead of keeping them.
 
-    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+    The block stays the same object under another class, as in PyTorch's own `fully_shard`: a
+    wrapper around it would rename its parameters.
+    """
+    block.__class__ = type(f"Recomputed{type(block).__name__}", (Recomputed, type(block)), {})
+
+
+class Recomputed(nn.Module):
+    """Mixed into the class of a block that draws no random numbers."""
+
+    def forward(self, *inputs: Tensor) -> Tensor:
         if not (self.training and torch.is_grad_enabled()):
-            return super().forward(x, emb)  # nothing is kept, so there is nothing to forget
+            return super().forward(*inputs)  # nothing is kept, so there is nothing to forget
         return checkpoint(
             super().forward,
-            x,
-            emb,
+            *inputs,
             use_reentrant=False,
-            # The block draws no random numbers, so the recomputation needs no saved generator.
+            # Without dropout there is no random state to restore before computing again.
             preserve_rng_state=False,
         )

@@ -43,11 +43,6 @@ def build(*, in_channels: int, channels: tuple[int, ...], **_: Any) -> "PatchDDM
     return PatchDDM(in_channels, channels)
 
 
-def divisor(channels: tuple[int, ...]) -> int:
-    """What each side of a patch, and of a volume to sample, must be a multiple of."""
-    return 2 ** (len(channels) - 1)
-
-
 class PatchDDM(nn.Module):
     """A U-Net with additive skips that also reads where its voxels are.
 
@@ -76,19 +71,20 @@ class PatchDDM(nn.Module):
         self.conv_in = nn.Conv3d(in_channels + 3, width, 3, padding=1)
 
         # Every tensor that the encoder makes is a skip: that of conv_in, of each block, and of
-        # each downsampling. `skips` is their widths, in the order of `forward`.
+        # each downsampling. `skips` is their widths, in the order in which they are made.
         skips = [width]
         self.encoder = nn.ModuleList()
         for depth, level_width in enumerate(channels):
-            level = Level()
+            blocks = nn.ModuleList()
             for _ in range(BLOCKS_PER_LEVEL):
-                level.blocks.append(block(width, level_width))
+                blocks.append(block(width, level_width))
                 width = level_width
                 skips.append(width)
+            down = None
             if depth < len(channels) - 1:
-                level.resample = nn.Conv3d(width, width, 3, stride=2, padding=1)
+                down = nn.Conv3d(width, width, 3, stride=2, padding=1)
                 skips.append(width)
-            self.encoder.append(level)
+            self.encoder.append(EncoderLevel(blocks, down))
 
         self.middle = nn.ModuleList([block(width, width), block(width, width)])
 
@@ -96,18 +92,19 @@ class PatchDDM(nn.Module):
         # skip that comes after it has; the last one has none after it and keeps its width.
         self.decoder = nn.ModuleList()
         for depth in reversed(range(len(channels))):
-            level = Level()
+            blocks = nn.ModuleList()
             for _ in range(BLOCKS_PER_LEVEL + 1):
                 skips.pop()
                 next_width = skips[-1] if skips else width
-                level.blocks.append(block(width, next_width))
+                blocks.append(block(width, next_width))
                 width = next_width
+            up = None
             if depth > 0:
-                level.resample = nn.Sequential(
+                up = nn.Sequential(
                     nn.Upsample(scale_factor=2, mode="nearest"),
                     nn.Conv3d(width, width, 3, padding=1),
                 )
-            self.decoder.append(level)
+            self.decoder.append(DecoderLevel(blocks, up))
 
         self.out = nn.Sequential(
             GroupNorm(groups, width), nn.SiLU(), zero(nn.Conv3d(width, in_channels, 3, padding=1))
@@ -130,23 +127,14 @@ class PatchDDM(nn.Module):
             coordinates = grid(axes).expand(x.shape[0], -1, -1, -1, -1)
         time = self.time_embedding(sinusoidal_embedding(t, self.embedding_channels).to(x.dtype))
 
-        h = self.conv_in(torch.cat([x, coordinates.to(x.dtype)], dim=1))
-        skips = [h]
+        skips = [self.conv_in(torch.cat([x, coordinates.to(x.dtype)], dim=1))]
         for level in self.encoder:
-            for block in level.blocks:
-                h = block(h, time)
-                skips.append(h)
-            if level.resample is not None:
-                h = level.resample(h)
-                skips.append(h)
+            skips += level(skips[-1], time)
+        h = skips[-1]
         for block in self.middle:
             h = block(h, time)
         for level in self.decoder:
-            for block in level.blocks:
-                skip = skips.pop()
-                h = block((h + skip) / 2, time)
-            if level.resample is not None:
-                h = level.resample(h)
+            h = level(h, time, skips)
         return self.out(h)
 
     @staticmethod
@@ -206,13 +194,36 @@ def sinusoidal_embedding(t: Tensor, channels: int, max_period: float = 10_000) -
     return F.pad(torch.cat([angles.cos(), angles.sin()], dim=1), (0, channels % 2))
 
 
-class Level(nn.Module):
-    """The blocks at one resolution, and the way to the next one; the last level has none."""
+class EncoderLevel(nn.Module):
+    """The blocks at one resolution, and the way down to the next; the coarsest has none."""
 
-    def __init__(self) -> None:
+    def __init__(self, blocks: nn.ModuleList, down: nn.Module | None) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList()
-        self.resample: nn.Module | None = None
+        self.blocks, self.down = blocks, down
+
+    def forward(self, h: Tensor, time: Tensor) -> list[Tensor]:
+        """Every tensor made on the way, each a skip; the last one is what goes on."""
+        made = []
+        for block in self.blocks:
+            h = block(h, time)
+            made.append(h)
+        if self.down is not None:
+            made.append(self.down(h))
+        return made
+
+
+class DecoderLevel(nn.Module):
+    """The blocks at one resolution, and the way up to the next; the finest has none."""
+
+    def __init__(self, blocks: nn.ModuleList, up: nn.Module | None) -> None:
+        super().__init__()
+        self.blocks, self.up = blocks, up
+
+    def forward(self, h: Tensor, time: Tensor, skips: list[Tensor]) -> Tensor:
+        """Takes a skip off the end of `skips` for each block."""
+        for block in self.blocks:
+            h = block((h + skips.pop()) / 2, time)
+        return h if self.up is None else self.up(h)
 
 
 class ResidualBlock(nn.Module):

@@ -7,8 +7,7 @@ concatenated skips, two residual blocks a level, and no attention.
 import math
 from typing import Any
 
-from monai.networks.nets import DiffusionModelUNet
-from torch import Tensor, nn
+from torch import nn
 
 # No paper prescribes this network. The volumes are those that IDM's paper trains on, and the
 # widths give it IDM's 343.6 M parameters within 5 %, so that the two differ in how they train.
@@ -20,47 +19,28 @@ PUBLISHED: dict[str, Any] = {
 }
 
 
-def build(*, in_channels: int, channels: tuple[int, ...], **_: Any) -> "UNet":
-    """The network for `in_channels` image channels; `channels` are its widths, finest first."""
-    return UNet(in_channels, channels)
-
-
-def divisor(channels: tuple[int, ...]) -> int:
-    """What each side of a volume must be a multiple of."""
-    return 2 ** (len(channels) - 1)
-
-
-class UNet(DiffusionModelUNet):
-    """MONAI's network, called as `net(x, t)`.
+def build(*, in_channels: int, channels: tuple[int, ...], **_: Any) -> nn.Module:
+    """The network `eps = network(x, t)`, (B, C, D, H, W) and (B,) int64 to (B, C, D, H, W).
 
     Args:
         in_channels: image channels of the input, and channels of the output.
-        channels: the width of each level, finest first.
+        channels: the width of each level, finest first. Each side of a volume must be a multiple
+            of 2 to the number of levels but one.
     """
+    # MONAI takes seconds to import, and who only lists the methods, or trains another, needs none.
+    from monai.networks.nets import DiffusionModelUNet
 
-    def __init__(self, in_channels: int, channels: tuple[int, ...]) -> None:
-        super().__init__(
-            spatial_dims=3,
-            in_channels=in_channels,
-            out_channels=in_channels,
-            channels=channels,
-            num_res_blocks=2,
-            attention_levels=(False,) * len(channels),
-            # 32 groups as in Wu & He 2018 (arXiv:1803.08494), or the most that divides every width
-            norm_num_groups=math.gcd(32, *channels),
-        )
-        # MONAI attends in the middle whatever `attention_levels` says. A whole 256³ volume has
-        # 32³ tokens there: the attention matrix alone would outweigh all that is compared.
-        self.middle_block.attention = nn.Identity()
-
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:  # type: ignore[override]
-        """Predict the noise ε in `x`.
-
-        Args:
-            x: noisy volumes, (B, C, D, H, W).
-            t: diffusion steps, (B,) int64.
-
-        Returns:
-            ε, (B, C, D, H, W).
-        """
-        return super().forward(x, t)
+    network = DiffusionModelUNet(
+        spatial_dims=3,
+        in_channels=in_channels,
+        out_channels=in_channels,
+        channels=channels,
+        num_res_blocks=2,
+        attention_levels=(False,) * len(channels),
+        # 32 groups as in Wu & He 2018 (arXiv:1803.08494), or the most that divides every width
+        norm_num_groups=math.gcd(32, *channels),
+    )
+    # MONAI attends in the middle whatever `attention_levels` says. A whole 256³ volume has 32³
+    # tokens there: the attention matrix alone would outweigh everything that is compared.
+    network.middle_block.attention = nn.Identity()
+    return network
