@@ -90,7 +90,8 @@ def _write(
             np.lib.format.write_array_header_1_0(file, header)
             for index in range(len(source)):
                 volume = source[index]
-                assert volume.shape == source.shape and volume.dtype == np.float32
+                assert volume.shape == source.shape
+                assert volume.dtype == np.float32
                 file.write(np.ascontiguousarray(volume, dtype="<f4").data)
                 if progress is not None:
                     progress(index + 1, len(source))

@@ -22,8 +22,8 @@ def write_contact_sheet(path: Path, volume: int = 64, count: int = 12, seed: int
     source = Phantom(("t1", "t2"), volume, seed, count)
     columns = 3
     tiles = []
-    for index, pair in enumerate(source):
-        rows = [np.hstack([np.pad(s, 1) for s in slices(image)]) for image in pair]
+    for index in range(count):
+        rows = [np.hstack([np.pad(s, 1) for s in slices(image)]) for image in source[index]]
         tiles.append((source.subjects[index], np.vstack(rows)))
 
     height, width = tiles[0][1].shape

@@ -37,10 +37,10 @@ UNREADABLE = (
 
 
 class Part(NamedTuple):
-    """One array of the archive, (count, side, side, side) uint8."""
+    """One array of the archive, (cubes, side, side, side) uint8."""
 
     entry: str
-    count: int
+    cubes: int
     side: int
 
 
@@ -57,7 +57,7 @@ class SynapseMNIST3D(Source):
         self.volume = volume
         self.path = _archive(data_dir, volume)
         self.parts = _check(self.path)
-        names = [f"{p.entry.split('_')[0]}-{i:04d}" for p in self.parts for i in range(p.count)]
+        names = [f"{p.entry.split('_')[0]}-{i:04d}" for p in self.parts for i in range(p.cubes)]
         self.subjects = names[:subjects]
 
     def __getitem__(self, index: int) -> np.ndarray:
@@ -78,7 +78,7 @@ class SynapseMNIST3D(Source):
                     with archive.open(part.entry) as stream:
                         _read_shape(stream)
                         data = stream.read()  # to its end, so that zipfile compares the checksum
-                    shape = (part.count, part.side, part.side, part.side)
+                    shape = (part.cubes, part.side, part.side, part.side)
                     cubes.extend(np.frombuffer(data, dtype=np.uint8).reshape(shape))
         except UNREADABLE as error:
             raise _damaged(self.path, error) from error
@@ -123,7 +123,7 @@ def _check(path: Path) -> list[Part]:
         raise _damaged(path, error) from error
     if len({part.side for part in parts}) > 1:
         raise UserError(f"{path}: its parts differ in size; download it again")
-    if sum(part.count * part.side**3 for part in parts) > LARGEST_FILE:
+    if sum(part.cubes * part.side**3 for part in parts) > LARGEST_FILE:
         raise UserError(f"{path}: would unpack to more than 4 GiB; it is not SynapseMNIST3D")
     return parts
 

@@ -20,7 +20,6 @@ import torch
 import torch.nn.functional as F
 
 from bench.data.make_asset import ASSET
-from bench.data.resampling import scale_intensity
 from bench.data.source import Source
 from bench.errors import UserError
 
@@ -30,7 +29,7 @@ LESION_SHARE = 1 / 3
 # in T1 and fluid = 1 in T2; `texture` is how deep grey matter departs from cortex.
 SIGNAL = {
     "t1": np.array([1.00, 0.68, 0.20, 0.66, 0.50, 0.30], dtype=np.float32),
-    "t2": np.array([0.36, 0.52, 1.00, 0.82, 0.70, 0.98], dtype=np.float32),
+    "t2": np.array([0.30, 0.48, 1.00, 0.80, 0.68, 0.96], dtype=np.float32),
 }
 TEXTURE = {"t1": 1.0, "t2": -0.7}
 
@@ -105,14 +104,14 @@ def brain(seed: int, index: int, side: int, modalities: tuple[str, ...]) -> np.n
     # One stream for the anatomy and one a modality: T1 is the same with T2 beside it or without.
     rng = np.random.default_rng([seed, index])
     places = _pose(rng, side)
-    places += _smooth_field(rng, side, knots=5, channels=3) * 4.0
+    places += _smooth_field(rng, side, knots=5, channels=3) * 3.5
     places += _smooth_field(rng, side, knots=12, channels=3) * 1.6
     lesion = _Lesion.draw(rng) if rng.random() < LESION_SHARE else None
     if lesion is not None:
         places = lesion.displace(places)
 
     tissue, texture = _sample(places)
-    inside = tissue.sum(0) > 0.5
+    cover = tissue.sum(0)  # how much of a voxel is brain: less than 1 on its rim
     tissue = _individual(rng, tissue)
     if lesion is not None:
         tissue = lesion.grow(rng, tissue, places)
@@ -120,15 +119,15 @@ def brain(seed: int, index: int, side: int, modalities: tuple[str, ...]) -> np.n
     images = []
     for name in modalities:
         own = np.random.default_rng([seed, index, sorted(SIGNAL).index(name) + 1])
-        images.append(_acquire(own, tissue, texture, inside, name))
+        images.append(_acquire(own, tissue, texture, cover, name))
     return np.stack(images)
 
 
 def _pose(rng: np.random.Generator, side: int) -> np.ndarray:
     """Where each voxel lies in the average head: (3, side, side, side), mm from its centre."""
     # Longest axis of the head over the side of the cube: BraTS cubes are cut to the brain.
-    span = 2 * atlas().extent.max() * rng.uniform(0.97, 1.06)
-    stretch = np.diag(rng.uniform(0.93, 1.07, size=3))
+    span = 2 * atlas().extent.max() * rng.uniform(1.03, 1.09)
+    stretch = np.diag(rng.uniform([0.93, 1.0, 0.93], [1.09, 1.0, 1.09]))
     shear = np.eye(3) + np.triu(rng.normal(0, 0.02, size=(3, 3)), 1)
     angles = rng.normal(0, 0.05, size=3)
     rotation = np.eye(3)
@@ -141,11 +140,11 @@ def _pose(rng: np.random.Generator, side: int) -> np.ndarray:
     affine = (rotation @ shear @ stretch * span / side).astype(np.float32)
     shift = rng.normal(0, 1.5, size=3).astype(np.float32)
 
-    axis = np.arange(side, dtype=np.float32) - (side - 1) / 2
+    line = np.arange(side, dtype=np.float32) - np.float32((side - 1) / 2)
     # Sum of three outer terms, so that no (N, 3) grid is multiplied by a matrix.
-    x = affine[:, 0, None, None, None] * axis[:, None, None]
-    y = affine[:, 1, None, None, None] * axis[:, None]
-    z = affine[:, 2, None, None, None] * axis
+    x = affine[:, 0, None, None, None] * line[:, None, None]
+    y = affine[:, 1, None, None, None] * line[:, None]
+    z = affine[:, 2, None, None, None] * line
     return x + y + z + shift[:, None, None, None]
 
 
@@ -193,7 +192,7 @@ def _individual(rng: np.random.Generator, tissue: np.ndarray) -> np.ndarray:
     side = tissue.shape[-1]
     weight = np.maximum(tissue, 0.004) ** 1.6
     tilt = _smooth_field(rng, side, knots=26, channels=3)
-    tilt *= np.float32(0.55)
+    tilt *= np.float32(0.45)
     tilt[2] += np.float32(rng.normal(0.0, 0.35))  # fluid: age widens ventricles and sulci
     weight *= np.exp(tilt)
     return weight / weight.sum(0)
@@ -248,7 +247,7 @@ def _acquire(
     rng: np.random.Generator,
     tissue: np.ndarray,
     texture: np.ndarray,
-    inside: np.ndarray,
+    cover: np.ndarray,
     modality: str,
 ) -> np.ndarray:
     """One image of the anatomy: signal, texture, coil sensitivity, Rician noise, [0, 1]."""
@@ -258,8 +257,13 @@ def _acquire(
     for value, share in zip(signal, tissue, strict=False):  # without a lesion only three
         image += value * share
     image += np.float32(TEXTURE[modality]) * texture * tissue[:2].sum(0)
+    image *= np.minimum(cover, 1)
     image *= np.exp(np.float32(0.07) * _smooth_field(rng, side, knots=2)[0])
-    sigma = np.float32(rng.uniform(0.012, 0.03))
+    sigma = np.float32(rng.uniform(0.01, 0.025))
     noise = rng.standard_normal((2, *image.shape), dtype=np.float32) * sigma
     image = np.hypot(image + noise[0], noise[1])  # the magnitude of a complex signal
-    return scale_intensity(image, inside)
+    # Zero signal stays 0; the brightest 0.5 % are clipped as they are in BraTS scans.
+    inside = cover > 0.5
+    return np.where(inside, np.minimum(image / np.percentile(image[inside], 99.5), 1), 0).astype(
+        np.float32
+    )

@@ -31,7 +31,7 @@ def split(subjects: Sequence[str], seed: int) -> dict[str, list[str]]:
     tenth = max(1, round(len(patients) / 10))
     val = shuffled[:tenth] if len(patients) >= 2 else []
     test = shuffled[tenth : 2 * tenth] if len(patients) >= 3 else []
-    part_of = {name: "val" for name in val} | {name: "test" for name in test}
+    part_of = dict.fromkeys(val, "val") | dict.fromkeys(test, "test")
 
     parts: dict[str, list[str]] = {"train": [], "val": [], "test": []}
     for subject in sorted(set(subjects)):
