@@ -139,6 +139,9 @@ def _scan(folder: Path, modality: str) -> Path | None:
     for ending in ENDINGS[modality]:
         for suffix in SUFFIXES:
             path = folder / f"{folder.name}{ending}{suffix}"
-            if path.exists():
-                return path
+            try:
+                if path.exists():
+                    return path
+            except OSError as error:
+                raise UserError(f"{path}: {error.strerror}") from error
     return None

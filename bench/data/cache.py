@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import json
+import math
 import os
 import zlib
 from collections.abc import Callable, Iterator
@@ -47,7 +49,7 @@ def prepare(
         _write(path, source, identity, progress)
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        need = f" ({len(source) * int(np.prod(source.shape)) * 4 / 2**20:.0f} MiB are needed)"
+        need = f" ({len(source) * math.prod(source.shape) * 4 / 2**20:.0f} MiB are needed)"
         reason = (error.strerror or str(error)) + (need if full else "")
         raise UserError(f"cannot write the cache {path.parent}: {reason}; use another") from error
     return path
@@ -59,7 +61,7 @@ def load(path: Path) -> np.ndarray:
     Raises:
         UserError: the file is gone or not what `prepare` left.
     """
-    if _side_car(path) is None:
+    if _note(path) is None:
         raise UserError(f"{path}: not a complete cache of volumes; start the run again")
     return np.load(path, mmap_mode="r", allow_pickle=False)
 
@@ -86,8 +88,7 @@ def _write(
     try:
         # Plain writes and no memory map: on a full disk they raise, a map kills the process.
         with temporary.open("w+b") as file:
-            header = {"descr": "<f4", "fortran_order": False, "shape": shape}
-            np.lib.format.write_array_header_1_0(file, header)
+            file.write(_header(shape))
             for index in range(len(source)):
                 volume = source[index]
                 assert volume.shape == source.shape
@@ -97,8 +98,8 @@ def _write(
                     progress(index + 1, len(source))
             file.flush()
             os.fsync(file.fileno())
-            checksum, size = _checksum(file), file.seek(0, os.SEEK_END)
-        note = {"shape": shape, "bytes": size, "checksum": checksum, "identity": identity}
+            checksum = _checksum(file)
+        note = {"shape": shape, "checksum": checksum, "identity": identity}
         os.replace(temporary, path)
         temporary.write_text(json.dumps(note, indent=1))
         os.replace(temporary, path.with_suffix(".json"))
@@ -106,23 +107,30 @@ def _write(
         temporary.unlink(missing_ok=True)
 
 
-def _side_car(path: Path) -> dict[str, Any] | None:
-    """The note beside the array, if the array's header and size are what it says."""
+def _header(shape: tuple[int, ...]) -> bytes:
+    """What an `.npy` of little-endian float32 begins with."""
+    buffer = io.BytesIO()
+    description = {"descr": "<f4", "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(buffer, description)
+    return buffer.getvalue()
+
+
+def _note(path: Path) -> dict[str, Any] | None:
+    """The note beside the array, if the array begins as it says and is as long as it says."""
     try:
         note = json.loads(path.with_suffix(".json").read_text())
+        shape = tuple(int(n) for n in note["shape"])
+        header = _header(shape)
         with path.open("rb") as file:
-            np.lib.format.read_magic(file)
-            shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(file)
-            expected = file.tell() + int(np.prod(shape)) * 4
-            size = file.seek(0, os.SEEK_END)
-        sound = list(shape) == note["shape"] and dtype == np.dtype("<f4") and not fortran_order
-        return note if sound and size == expected == note["bytes"] else None
-    except (OSError, ValueError, KeyError, TypeError):
+            begins = file.read(len(header)) == header
+            long = file.seek(0, os.SEEK_END) == len(header) + 4 * math.prod(shape)
+        return note if len(shape) == 5 and begins and long else None
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None
 
 
 def _is_sound(path: Path) -> bool:
-    note = _side_car(path)
+    note = _note(path)
     if note is None:
         return False
     with path.open("rb") as file:

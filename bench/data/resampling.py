@@ -18,6 +18,7 @@ def scale_intensity(image: np.ndarray, brain: np.ndarray) -> np.ndarray:
     Raises:
         ValueError: the brain has one intensity only.
     """
+    image = image.astype(np.float64)  # float32 overflows where a file holds 1e38
     low, high = np.percentile(image[brain], RANGE)
     if not high > low:
         raise ValueError("all voxels of the brain have the same intensity")
