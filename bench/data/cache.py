@@ -42,7 +42,7 @@ def prepare(
     identity = _identity(source)
     key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
     path = Path(cache_dir) / f"{source.name}-{source.volume}-{key}.npy"
-    if _is_sound(path):
+    if _is_sound(path, identity):
         return path
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -71,7 +71,7 @@ def _identity(source: Source) -> dict[str, Any]:
         "preprocessing": PREPROCESSING,
         "source": source.name,
         "channels": list(source.channels),
-        "volume": source.volume,
+        "shape": list(source.shape),
         "subjects": source.subjects,
         "content": source.fingerprint(),
     }
@@ -124,14 +124,14 @@ def _note(path: Path) -> dict[str, Any] | None:
         with path.open("rb") as file:
             begins = file.read(len(header)) == header
             long = file.seek(0, os.SEEK_END) == len(header) + 4 * math.prod(shape)
-        return note if len(shape) == 5 and begins and long else None
+        return note if begins and long else None
     except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None
 
 
-def _is_sound(path: Path) -> bool:
+def _is_sound(path: Path, identity: dict[str, Any]) -> bool:
     note = _note(path)
-    if note is None:
+    if note is None or note.get("identity") != identity:
         return False
     with path.open("rb") as file:
         return _checksum(file) == note.get("checksum")
