@@ -1,0 +1,311 @@
+"""IDM: an invertible U-Net with invertible attention, for denoising diffusion.
+
+    ε ≈ U(x_t, t) = project ∘ body ∘ lift(·, t)
+
+The body is invertible from end to end. Its state at a level with C channels travels as two halves
+of C/2 channels, because a coupling changes only one of them.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.idm.attention import InvertibleAttention
+from models.idm.coupling import CONVOLUTIONS, AdditiveCoupling, ConvolutionBlock
+from models.idm.resampling import ChannelMixing, Downsampling, OrthogonalLayer
+from models.idm.reversible import Backward, Region, Value
+
+CONVOLVE = {2: F.conv2d, 3: F.conv3d}
+CONVOLVE_TRANSPOSED = {2: F.conv_transpose2d, 3: F.conv_transpose3d}
+
+
+class Wire(NamedTuple):
+    """One layer of the body and the names of the values that it turns into others."""
+
+    layer: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+class TimeEmbedding(nn.Module):
+    """t (B,) -> (B, width): sinusoids (Vaswani et al. 2017, arXiv:1706.03762) and an MLP."""
+
+    frequencies: Tensor
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        half = width // 2
+        self.register_buffer(
+            "frequencies",
+            torch.exp(-math.log(10_000) * torch.arange(half) / half),
+            persistent=False,
+        )
+        self.mlp = nn.Sequential(nn.Linear(2 * half, width), nn.SiLU(), nn.Linear(width, width))
+
+    def forward(self, t: Tensor) -> Tensor:
+        angles = t[:, None].to(self.frequencies.dtype) * self.frequencies
+        return self.mlp(torch.cat([angles.sin(), angles.cos()], dim=1))
+
+
+class Lift(nn.Module):
+    """The non-invertible first layer: x_t and t -> two halves of C₀/2 channels.
+
+    A 3×3×3 convolution of x_t and of `gates` multiples of it, whose factors depend on t, plus a
+    shift per channel that depends on t. So t scales and shifts every channel, while what is stored
+    for the backward pass is as thin as the image.
+    """
+
+    gates = 3
+
+    def __init__(self, in_channels: int, channels: int, dims: int, embedding: int) -> None:
+        super().__init__()
+        self.dims = dims
+        self.in_channels = in_channels
+        self.convolution = CONVOLUTIONS[dims](
+            in_channels * (1 + self.gates), channels, 3, padding=1
+        )
+        self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(embedding, self.gates + channels))
+
+    def forward(self, x: Tensor, embedding: Tensor) -> tuple[Tensor, Tensor]:
+        """x (B, in_channels, *grid), embedding (B, E) -> 2 × (B, C₀/2, *grid)"""
+        gates, shift = self.modulation(embedding).split([self.gates, len(self.weight)], dim=1)
+        scales = torch.cat([torch.ones_like(gates[:, :1]), gates], dim=1)
+        copies = (x[:, None] * scales.reshape(*scales.shape, *(1,) * (x.ndim - 1))).flatten(1, 2)
+        bias = self.convolution.bias
+        shift = (shift if bias is None else shift + bias).reshape(len(x), -1, *(1,) * self.dims)
+        convolve = CONVOLVE[self.dims]
+        first, second = (
+            # Autocast must not round the state: the layers that follow are to be inverted.
+            convolve(copies, weight, padding=1).to(self.weight.dtype) + offset
+            for weight, offset in zip(self.weight.chunk(2), shift.chunk(2, 1), strict=True)
+        )
+        return first, second
+
+    def pseudo_inverse(self, first: Tensor, second: Tensor) -> Tensor:
+        """L⁺: the adjoint of what t leaves alone, scaled to be L's inverse on average."""
+        weight = self.weight[:, : self.in_channels]
+        x = sum(
+            CONVOLVE_TRANSPOSED[self.dims](half, part, padding=1)
+            for half, part in zip((first, second), weight.chunk(2), strict=True)
+        )
+        scale = weight.square().sum(dim=(0, *range(2, weight.ndim)))
+        return x / scale.reshape(-1, *(1,) * self.dims)
+
+    @property
+    def weight(self) -> Tensor:
+        return self.convolution.weight
+
+
+class Project(nn.Module):
+    """The non-invertible last layer: two halves of C₀/2 channels -> the noise, by a convolution."""
+
+    def __init__(self, channels: int, out_channels: int, dims: int) -> None:
+        super().__init__()
+        self.dims = dims
+        self.convolution = CONVOLUTIONS[dims](channels, out_channels, 3, padding=1)
+
+    def forward(self, first: Tensor, second: Tensor) -> Tensor:
+        """2 × (B, C₀/2, *grid) -> (B, out_channels, *grid)"""
+        # Half by half: concatenating would store the state a second time.
+        one, two = self.convolution.weight.chunk(2, dim=1)
+        convolve = CONVOLVE[self.dims]
+        return convolve(first, one, self.convolution.bias, padding=1) + convolve(
+            second, two, padding=1
+        )
+
+    def pseudo_inverse(self, v: Tensor) -> tuple[Tensor, Tensor]:
+        """P⁺: the adjoint, scaled to be P's right inverse on average."""
+        weight, bias = self.convolution.weight, self.convolution.bias
+        scale = weight.square().sum(dim=tuple(range(1, weight.ndim)))
+        shape = (-1, *(1,) * self.dims)
+        v = v if bias is None else v - bias.reshape(shape)
+        v = v / scale.reshape(shape)
+        first, second = (
+            CONVOLVE_TRANSPOSED[self.dims](v, part, padding=1).to(weight.dtype)
+            for part in weight.chunk(2, dim=1)
+        )
+        return first, second
+
+
+class IDM(nn.Module):
+    """An invertible U-Net that predicts noise, trained without storing activations.
+
+    Each level has `couplings` additive couplings on the way down and as many on the way up. After
+    those on the way down, channels are mixed; C_{i+1} / 2^dims of them go down by an orthogonal
+    downsampling and become C_{i+1}, the others are the skip. On the way up they meet again, after
+    the skip went through invertible attention at the deepest `attention_levels` levels that have
+    one. At the start the body is the identity map.
+
+    Args:
+        in_channels: image channels, of input and output.
+        channels: C per level. Even; C_{i+1} a multiple of 2^dims and less than 2^dims · C_i.
+        couplings: per level and branch.
+        attention_levels: how many levels get iTrans on their skip, from the deepest up.
+        dims: 2 for images (B, C, H, W), 3 for volumes (B, C, D, H, W).
+        backward: "inverse" rebuilds activations in the backward pass, "stored" keeps them. The
+            network, its parameters and its initial values are the same.
+        time_in_couplings: t enters every F, not only the lift. `inverse` then needs t, too.
+        checked: compare every reconstruction with the original (see `Region`).
+
+    Example::
+
+        net = IDM(channels=(32, 64, 128, 256))
+        eps = net(x_t, t)          # (B, 1, D, H, W), (B,) int64 -> (B, 1, D, H, W)
+        x_hat = net.inverse(eps)   # U⁻¹
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 1,
+        channels: Sequence[int] = (32, 64, 128, 256),
+        couplings: int = 2,
+        attention_levels: int = 2,
+        dims: int = 3,
+        backward: Backward = "inverse",
+        *,
+        time_in_couplings: bool = False,
+        checked: bool = False,
+    ) -> None:
+        super().__init__()
+        _check_widths(channels, dims)
+        if backward not in ("inverse", "stored"):
+            raise ValueError(f'backward must be "inverse" or "stored", got {backward!r}')
+        self.in_channels = in_channels
+        self.channels = tuple(channels)
+        self.dims = dims
+        self.backward = backward
+        self.time_in_couplings = time_in_couplings
+        self.checked = checked
+
+        embedding = 4 * channels[0]
+        self.time = TimeEmbedding(embedding)
+        self.lift = Lift(in_channels, channels[0], dims, embedding)
+        self.body = nn.ModuleDict()
+        self.wiring: list[Wire] = []
+        self._build_body(couplings, attention_levels, embedding if time_in_couplings else 0)
+        self.project = Project(channels[0], in_channels, dims)
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        """x (B, in_channels, *grid), t (B,) int64 -> the predicted noise, shaped like x."""
+        self._check_input(x)
+        embedding = self.time(t)
+        halves = self._run_body(self.lift(x, embedding), embedding, flipped=False)
+        return self.project(*halves)
+
+    def inverse(self, v: Tensor, t: Tensor | None = None) -> Tensor:
+        """U⁻¹ v = L⁺ body⁻¹ P⁺ v, shaped like v; takes t only with `time_in_couplings`."""
+        self._check_input(v)
+        if self.time_in_couplings and t is None:
+            raise ValueError("with time_in_couplings the inverse depends on t: inverse(v, t)")
+        embedding = self.time(t) if t is not None and self.time_in_couplings else None
+        halves = self._run_body(self.project.pseudo_inverse(v), embedding, flipped=True)
+        return self.lift.pseudo_inverse(*halves)
+
+    def describe(self) -> str:
+        """The levels, channels, splits and layers as text."""
+        lines = [f"{'layer':<24}{'takes':<22}{'gives':<22}parameters"]
+        for wire in self.wiring:
+            count = sum(p.numel() for p in self.body[wire.layer].parameters())
+            row = f"{wire.layer:<24}{', '.join(wire.inputs):<22}{', '.join(wire.outputs):<22}"
+            lines.append(f"{row}{count:,}")
+        return "\n".join(lines)
+
+    def _run_body(
+        self, halves: Sequence[Tensor], embedding: Tensor | None, flipped: bool
+    ) -> tuple[Tensor, ...]:
+        region = Region(self.backward, checked=self.checked)
+        state: dict[str, Value] = dict(zip(("x1", "x2"), region.enter(*halves), strict=True))
+        del halves
+        for name, inputs, outputs in reversed(self.wiring) if flipped else self.wiring:
+            if flipped:
+                inputs, outputs = outputs, inputs
+            layer = self.body[name]
+            side: tuple[Tensor, ...] = ()
+            if isinstance(layer, OrthogonalLayer):
+                side = (layer.matrices(),)
+            elif isinstance(layer, AdditiveCoupling) and embedding is not None:
+                side = (embedding,) if self.time_in_couplings else ()
+            values = [state.pop(key) for key in inputs]
+            results = region.run(layer, values, *side, flipped=flipped, name=name)
+            state.update(zip(outputs, results, strict=True))
+        return region.exit(state["x1"], state["x2"])
+
+    def _build_body(self, couplings: int, attention_levels: int, embedding: int) -> None:
+        dims, bottom = self.dims, len(self.channels) - 1
+        halves = ("x1", "x2")
+
+        def add(name: str, layer: nn.Module, inputs: tuple[str, ...], outputs: tuple[str, ...]):
+            self.body[name] = layer
+            self.wiring.append(Wire(name, inputs, outputs))
+
+        def add_couplings(level: int, branch: str) -> None:
+            for index in range(couplings):
+                block = ConvolutionBlock(self.channels[level] // 2, dims, embedding)
+                changes: Literal[0, 1] = 0 if index % 2 else 1
+                add(
+                    f"level{level}_{branch}{index}",
+                    AdditiveCoupling(block, changes),
+                    halves,
+                    halves,
+                )
+
+        def pieces(level: int) -> tuple[tuple[int, int], tuple[int, int]]:
+            width = self.channels[level]
+            down = self.channels[level + 1] // 2**dims
+            return (width // 2, width // 2), (width - down, down)
+
+        for level in range(bottom):
+            state, (skip, down) = pieces(level)
+            add_couplings(level, "encode")
+            split = ChannelMixing(state, (skip, down))
+            add(f"level{level}_split", split, halves, (f"skip{level}", "down"))
+            add(f"level{level}_down", Downsampling(down, dims), ("down",), halves)
+
+        add_couplings(bottom, "encode")
+        half = self.channels[bottom] // 2
+        add("bottom_mix", ChannelMixing((half,) * 2, (half,) * 2, shuffled=False), halves, halves)
+        add_couplings(bottom, "decode")
+
+        for level in reversed(range(bottom)):
+            state, (skip, down) = pieces(level)
+            add(f"level{level}_up", Downsampling(down, dims, transposed=True), halves, ("up",))
+            name = f"skip{level}"
+            if level >= bottom - attention_levels:
+                attention = InvertibleAttention(skip, dims)
+                add(f"level{level}_attention", attention, (name,), (name,))
+            merge = ChannelMixing((skip, down), state, transposed=True)
+            add(f"level{level}_merge", merge, (name, "up"), halves)  # eq. (2)
+            add_couplings(level, "decode")
+
+    def _check_input(self, x: Tensor) -> None:
+        factor = 2 ** (len(self.channels) - 1)
+        if x.ndim != 2 + self.dims or x.shape[1] != self.in_channels:
+            raise ValueError(
+                f"expected (batch, {self.in_channels}, {self.dims} spatial axes), "
+                f"got {tuple(x.shape)}"
+            )
+        if any(size % factor for size in x.shape[2:]):
+            raise ValueError(
+                f"{len(self.channels)} levels halve each axis {len(self.channels) - 1} times, so "
+                f"sizes must be multiples of {factor}; got {tuple(x.shape[2:])}"
+            )
+
+
+def _check_widths(channels: Sequence[int], dims: int) -> None:
+    if dims not in CONVOLUTIONS:
+        raise ValueError(f"dims must be 2 or 3, got {dims}")
+    if not channels or any(width < 2 or width % 2 for width in channels):
+        raise ValueError(f"every level needs an even number of channels, got {tuple(channels)}")
+    for width, deeper in itertools.pairwise(channels):
+        if deeper % 2**dims or not 0 < deeper // 2**dims < width:
+            raise ValueError(
+                f"a level of {width} channels sends {deeper}/{2**dims} of them down to become "
+                f"{deeper}: that must be a whole number between 1 and {width - 1}"
+            )
