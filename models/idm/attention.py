@@ -93,7 +93,8 @@ class InvertibleAttention(nn.Module):
 
     def _split(self, x: Tensor) -> Tensor:
         """(B, C, N) -> (B, heads, N, C / heads)"""
-        return x.unflatten(1, (self.heads, -1)).transpose(2, 3)
+        # Contiguous, or else the memory-efficient kernels decline and an N × N matrix is made.
+        return x.unflatten(1, (self.heads, -1)).transpose(2, 3).contiguous()
 
     @staticmethod
     def _parity(like: Tensor) -> Tensor:
