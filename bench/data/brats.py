@@ -84,10 +84,10 @@ class BraTS(Source):
         channels = []
         for path, image, brain in zip(paths, images, brains, strict=True):
             try:
-                scaled = scale_intensity(image, brain)
+                cube = scale_intensity(cut(image, corner, side), cut(brain, corner, side))
             except ValueError as error:
                 raise UserError(f"{path}: {error}; take it out") from error
-            channels.append(resize(cut(scaled, corner, side), self.volume))
+            channels.append(resize(cube, self.volume))
         return np.stack(channels)
 
     def fingerprint(self) -> dict[str, Any]:

@@ -18,12 +18,13 @@ def scale_intensity(image: np.ndarray, brain: np.ndarray) -> np.ndarray:
     Raises:
         ValueError: the brain has one intensity only.
     """
-    image = image.astype(np.float64)  # float32 overflows where a file holds 1e38
-    low, high = np.percentile(image[brain], RANGE)
+    values = image[brain].astype(np.float64)  # float32 overflows where a file holds 1e38
+    low, high = np.percentile(values, RANGE)
     if not high > low:
         raise ValueError("all voxels of the brain have the same intensity")
-    scaled = np.clip((image - low) / (high - low), 0, 1)
-    return np.where(brain, scaled, 0).astype(np.float32)
+    scaled = np.zeros(image.shape, dtype=np.float32)
+    scaled[brain] = np.clip((values - low) / (high - low), 0, 1)
+    return scaled
 
 
 def bounding_cube(mask: np.ndarray) -> tuple[list[int], int]:

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench.data import load, open_source, prepare
 from bench.data import cache as cache_module
+from bench.data import load, open_source, prepare
 from bench.errors import UserError
 
 
@@ -80,11 +80,14 @@ def damage(path: Path, how: str) -> None:
         raise AssertionError(how)
 
 
-@pytest.mark.parametrize(
-    "how",
-    ["truncated", "longer", "one bit", "another header", "emptied", "pickled", "no note"]
-    + ["half a note", "nested note", "binary note", "a note of terabytes", "another's note"],
+DAMAGE = (
+    *("truncated", "longer", "one bit", "another header", "emptied", "pickled"),
+    *("no note", "half a note", "nested note", "binary note", "a note of terabytes"),
+    "another's note",
 )
+
+
+@pytest.mark.parametrize("how", DAMAGE)
 def test_a_damaged_cache_is_rebuilt(source, path, how):
     damage(path, how)
     assert rebuilt(source, path)
@@ -111,8 +114,13 @@ def test_a_flipped_bit_is_found_in_a_file_too_large_to_read_whole(source, path, 
 
 @pytest.mark.parametrize(
     "change",
-    [{"volume": 17}, {"seed": 1}, {"modality": ("t2",)}, {"modality": ("t1", "t2")}]
-    + [{"subjects": 2}],
+    [
+        {"volume": 17},
+        {"seed": 1},
+        {"modality": ("t2",)},
+        {"modality": ("t1", "t2")},
+        {"subjects": 2},
+    ],
 )
 def test_other_settings_are_another_file(source, path, change):
     flags = {"modality": ("t1",), "volume": 16, "seed": 0, "subjects": 3} | change
@@ -121,13 +129,10 @@ def test_other_settings_are_another_file(source, path, change):
     assert not rebuilt(source, path)
 
 
-def test_a_changed_scan_is_another_file(tmp_path):
-    from tests.volumes import make_brats_folder
-
-    folder = make_brats_folder(tmp_path / "brats", subjects=1, modalities=("t1",))
-    flags = {"data_dir": folder, "modality": ("t1",), "volume": 8, "seed": 0}
+def test_a_changed_scan_is_another_file(small_folder, tmp_path):
+    flags = {"data_dir": small_folder, "modality": ("t1",), "volume": 8, "seed": 0}
     before = prepare(open_source("brats", **flags), tmp_path / "cache")
-    scan = next(folder.glob("*/*.nii.gz"))
+    scan = next(small_folder.glob("*/*_t1.nii.gz"))
     os.utime(scan, ns=(1, 1))
     assert prepare(open_source("brats", **flags), tmp_path / "cache") != before
 
@@ -150,14 +155,11 @@ def test_a_folder_that_cannot_be_written_is_refused_in_one_line(source, tmp_path
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_a_full_disk_is_one_line_that_says_how_much_is_needed(source, tmp_path, monkeypatch):
     original = Path.open
-    monkeypatch.setattr(
-        Path,
-        "open",
-        lambda self, mode="r", *a, **k: (
-            open("/dev/full", "wb", buffering=0)
-            if self.suffix == ".tmp"
-            else original(self, mode, *a, **k)
-        ),
-    )
+
+    def open_on_a_full_disk(self, *args, **kwargs):
+        target = Path("/dev/full") if self.suffix == ".tmp" else self
+        return original(target, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "open", open_on_a_full_disk)
     with pytest.raises(UserError, match=r"No space left.*MiB are needed"):
         prepare(source, tmp_path)

@@ -1,3 +1,5 @@
+from itertools import chain
+
 import pytest
 
 from bench.data import split
@@ -17,7 +19,7 @@ def test_80_10_10_of_brats2020():
 
 def test_everyone_is_in_exactly_one_part():
     parts = split(BRATS2020, seed=3)
-    assert sorted(sum(parts.values(), [])) == BRATS2020
+    assert sorted(chain(*parts.values())) == BRATS2020
 
 
 def test_the_same_for_the_same_seed_whatever_the_order():
@@ -31,7 +33,7 @@ def test_two_visits_of_a_patient_stay_together():
         parts = split(visits, seed)
         people = {name: {patient(s) for s in part} for name, part in parts.items()}
         assert sum(map(len, people.values())) == 40
-        assert sorted(sum(parts.values(), [])) == sorted(visits)
+        assert sorted(chain(*parts.values())) == sorted(visits)
 
 
 @pytest.mark.parametrize(
