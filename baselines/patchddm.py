@@ -267,11 +267,11 @@ class GroupNorm(nn.GroupNorm):
 
 
 class Conv3d(nn.Conv3d):
-    """A 3³ convolution that keeps the size, (B, in_channels, D, H, W) to (B, out_channels, D, H, W).
+    """A 3³ convolution that keeps the size, and pads a depth of 2 by itself.
 
-    It pads a depth of 2 itself, and nothing else is different: on CPUs with AVX-512, the gradient
-    of the weights of a convolution that pads a depth of 2 in bf16 is uninitialised memory (oneDNN,
-    seen with PyTorch 2.13). A 128³ patch is 2³ at the coarsest of the paper's levels.
+    On CPUs with AVX-512, the gradient of the weights of a bf16 convolution that pads a depth of 2
+    is uninitialised memory (oneDNN; seen with PyTorch 2.13). A 128³ patch is 2³ at the coarsest
+    level of the paper's network.
     """
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
