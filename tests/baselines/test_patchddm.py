@@ -26,6 +26,20 @@ def test_has_the_parameters_of_the_authors_network():
     assert parameters_of(published) == 24_257_167
 
 
+def test_a_decoder_block_reads_the_mean_of_its_input_and_the_latest_skip():
+    class Same(torch.nn.Module):
+        def forward(self, h, time):
+            return h
+
+    level = patchddm.DecoderLevel(torch.nn.ModuleList([Same(), Same()]), up=None)
+    h, early, late, later = torch.randn(4, 1, 4, 2, 2, 2)
+    skips = [early, late, later]
+    out = level(h, torch.zeros(1, 16), skips)
+    torch.testing.assert_close(out, ((h + later) / 2 + late) / 2)
+    assert len(skips) == 1
+    assert skips[0] is early
+
+
 # The peaks of the authors' own network, measured on the same kinds of step.
 @pytest.mark.parametrize(
     ("shape", "bf16", "gib"),
