@@ -1,0 +1,89 @@
+"""What can be typed: a dataclass per command, read by tyro.
+
+What a command does is imported when it runs, so that `--help` and a mistyped flag are answered
+before PyTorch is loaded.
+"""
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from rich.console import Console
+
+from bench.errors import UserError
+from bench.presets import Overrides
+
+@dataclass
+class RunCommand:
+    """Train every method for a fixed window on real volumes, and measure what it costs.
+
+    Leaves a run folder: CSVs, environment.json, Table 2 and the figures. Exit status 0 when every
+    trial is ok, 1 when some are not, 2 for a wrong command.
+    """
+
+    models: tuple[str, ...] = ("unet", "checkpoint", "patchddm", "idm", "idm-stored")
+    """Methods to train, in this order; ratios are to the first."""
+    minutes: float | None = None
+    """Length of each window, in minutes (default 2)."""
+    steps: int | None = None
+    """Length of each window in training steps, instead of --minutes."""
+    preset: Literal["small", "paper", "equal", "full-volume"] | None = None
+    """The workload; default paper with CUDA, small without."""
+    overrides: Annotated[Overrides, tyro.conf.OmitArgPrefixes] = field(default_factory=Overrides)
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    data: Literal["phantom", "brats", "synapse"] = "phantom"
+    """Volumes to train on: embedded brains, a BraTS folder, SynapseMNIST3D."""
+    data_dir: Path | None = None
+    """The BraTS folder, or the SynapseMNIST3D .npz."""
+    subjects: int | None = None
+    """At most this many volumes."""
+    cache_dir: Path | None = None
+    """Where prepared volumes are kept (default: the user's cache folder)."""
+    repeats: int = 1
+    """Trials of each method; methods take turns."""
+    seed: int = 0
+    """Of the weights, the noise and the order of the data."""
+    lambda_r: float = 0.0
+    """Weight of the inverse term of eq. (8), for the invertible networks."""
+    out: Path = Path("results")
+    """Folder in which the run folder is made."""
+    timeout: float | None = None
+    """Give a trial up after so many seconds without a finished step."""
+    country: str | None = None
+    """Grid whose CO₂ intensity applies, as ISO 3166-1 alpha-3 (CHE, USA); default: the world."""
+    sample_hz: float = 10.0
+    """How often power, temperature and load are read."""
+
+    def execute(self, console: Console) -> int:
+        from bench.benchmark import run_benchmark
+
+        return run_benchmark(self, console)
+
+
+def run_bench() -> int:
+    """`run_bench.py`: the command `run`, and nothing else."""
+    return _main(tyro.cli(RunCommand, prog="run_bench.py", args=sys.argv[1:]).execute)
+
+
+def main() -> int:
+    """`python -m bench COMMAND`."""
+    command = tyro.extras.subcommand_cli_from_dict(
+        {"run": RunCommand}, prog="python -m bench", args=sys.argv[1:]
+    )
+    return _main(command.execute)
+
+
+def _main(execute: Callable[[Console], int]) -> int:
+    """Exit status of a command; a person's mistake is one line and status 2."""
+    try:
+        return execute(Console(soft_wrap=not sys.stdout.isatty()))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130

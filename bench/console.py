@@ -1,0 +1,113 @@
+"""What a person sees while a benchmark runs: a live view in a terminal, plain lines in a log."""
+
+import time
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.text import Text
+
+from bench.results import Record, Sample, Step
+from bench.trial import Plan
+
+GIB = 2**30
+_LINE_EVERY_S = 30.0  # how often a log hears of a window that goes on
+
+
+def gib(nbytes: int | float) -> str:
+    """Bytes for people: 1 GiB is 2³⁰ bytes."""
+    return f"{nbytes / GIB:.2f} GiB"
+
+
+class ConsoleDisplay:
+    """The runner's display on a rich console; without a terminal it prints whole lines only."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.percentage:>3.0f} %"),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[figures]}"),
+            console=console,
+        )
+        self._live: Live | None = None
+
+    def __enter__(self) -> "ConsoleDisplay":
+        if self.console.is_terminal:
+            self._live = Live(Group(self._progress), console=self.console, refresh_per_second=8)
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def trial_begins(self, plan: Plan, number: int, total: int) -> None:
+        self._step: Step | None = None
+        self._sample: Sample | None = None
+        self._last_line = time.monotonic()
+        repeat = f" (repeat {plan.repeat})" if plan.repeat > 1 else ""
+        self._title = f"[{number}/{total}] {plan.method}{repeat}"
+        work = plan.work
+        what = f"{work.patch}³, batch {work.batch_size}, {work.precision}"
+        if work.patch < work.volume:
+            what += f", patches of {work.volume}³"
+        if self._live is None:
+            self.console.print(f"{self._title}: {what}", markup=False, highlight=False)
+        self._task = self._progress.add_task(
+            _escape(self._title), total=1.0, figures=what, start=True
+        )
+
+    def stage(self, name: str) -> None:
+        if self._live is not None:
+            self._progress.update(self._task, figures=name)
+
+    def step(self, step: Step, fraction: float) -> None:
+        self._step = step
+        self._progress.update(self._task, completed=fraction, figures=self._figures())
+        if self._live is None and time.monotonic() - self._last_line > _LINE_EVERY_S:
+            self._last_line = time.monotonic()
+            self.console.print(
+                f"{self._title}: {fraction:.0%}, {self._figures()}", markup=False, highlight=False
+            )
+
+    def sample(self, sample: Sample) -> None:
+        self._sample = sample
+
+    def trial_ends(self, record: Record) -> None:
+        self._progress.remove_task(self._task)
+        self.console.print(Text(f"{self._title}: {summary(record)}", style=_style(record)))
+
+    def note(self, text: str) -> None:
+        self.console.print(Text(text, style="bold"))
+
+    def _figures(self) -> str:
+        assert self._step is not None
+        rate = self._step.step / self._step.elapsed_s
+        figures = f"{rate:.2f} steps/s, loss {self._step.loss:.4f}"
+        if self._sample is not None and self._sample.memory_bytes is not None:
+            figures += f", memory in use {gib(self._sample.memory_bytes)}"
+        return figures
+
+
+def summary(record: Record) -> str:
+    """A finished trial in a line."""
+    if record.status != "ok":
+        steps = f" after {record.steps} steps" if record.steps else ""
+        return f"{record.status}{steps}: {record.error or 'kept what was measured'}"
+    assert record.steps is not None and record.step_time_median_s is not None
+    text = f"ok, {record.steps} steps of {record.step_time_median_s:.2f} s"
+    if record.peak_memory_bytes is not None:
+        text += f", peak {gib(record.peak_memory_bytes)}"
+    return f"{text}, loss {record.loss_first:.3f} → {record.loss_last:.3f}"
+
+
+def _style(record: Record) -> str:
+    return "green" if record.status == "ok" else "red"
+
+
+def _escape(text: str) -> str:
+    return text.replace("[", r"\[")

@@ -1,0 +1,87 @@
+"""What was measured on: the machine, the versions, the commit, the configuration."""
+
+import os
+import platform
+import subprocess
+from collections.abc import Sequence
+from dataclasses import asdict
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pynvml
+import torch
+
+from bench.probes.host import device_name
+from bench.trial import Plan
+
+
+def describe_environment(
+    command: Sequence[str], plans: Sequence[Plan]
+) -> dict[str, Any]:
+    """What `environment.json` holds: enough to know what was measured, and to run it again."""
+    return {
+        "command": list(command),
+        "trials": [asdict(plan) for plan in plans],
+        "hardware": _hardware(),
+        "versions": _versions(),
+        "git": _git(),
+    }
+
+
+def _hardware() -> dict[str, Any]:
+    cards = [
+        {
+            "name": torch.cuda.get_device_name(i),
+            "memory_bytes": torch.cuda.get_device_properties(i).total_memory,
+        }
+        for i in range(torch.cuda.device_count())
+    ]
+    return {
+        "machine": platform.machine(),
+        "system": platform.platform(),
+        "processor": device_name(torch.device("cpu")),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "memory_bytes": psutil.virtual_memory().total,
+        "gpus": cards,
+        "gpu_driver": _driver(),
+        "cuda": torch.version.cuda,
+    }
+
+
+def _driver() -> str | None:
+    try:
+        pynvml.nvmlInit()
+        return str(pynvml.nvmlSystemGetDriverVersion())
+    except pynvml.NVMLError:
+        return None
+
+
+def _versions() -> dict[str, str]:
+    names = ["idm-bench", "torch", "monai", "numpy", "nibabel", "fvcore", "codecarbon"]
+    versions = {"python": platform.python_version()}
+    for name in [*names, "nvidia-ml-py", "pandas", "matplotlib"]:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def _git() -> dict[str, Any]:
+    """Commit of the code that measures, and whether the tree differed from it."""
+    root = Path(__file__).parent.parent
+    try:
+        commit = _ask_git(root, "rev-parse", "HEAD")
+        status = _ask_git(root, "status", "--porcelain")
+    except (OSError, subprocess.CalledProcessError):
+        return {"commit": None, "dirty": None}  # installed from a wheel
+    return {"commit": commit, "dirty": bool(status)}
+
+
+def _ask_git(root: Path, *arguments: str) -> str:
+    return subprocess.run(
+        ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True
+    ).stdout.strip()

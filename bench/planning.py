@@ -1,0 +1,111 @@
+"""From what a person typed to the plans of the trials; whatever is wrong with it is said here."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from bench.data import Source, open_source
+from bench.errors import UserError
+from bench.methods import Method, find_methods
+from bench.presets import Overrides, Workload
+from bench.trial import Plan
+from bench.training import Training, Window
+
+
+@dataclass(frozen=True)
+class DataChoice:
+    """Which volumes to train on."""
+
+    data: str
+    data_dir: Path | None = None
+    subjects: int | None = None
+
+
+def choose_device(name: str) -> torch.device:
+    """`auto`, `cpu`, `cuda` or `cuda:1` as a device that is there; UserError otherwise."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"--device {name}: unknown; give auto, cpu, cuda or cuda:N") from None
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"--device {name}: only cpu and cuda are measured")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(
+            f"--device {name}: this machine shows PyTorch {torch.cuda.device_count()} CUDA devices"
+        )
+    return device
+
+
+def default_preset(device: torch.device) -> str:
+    return "paper" if device.type == "cuda" else "small"
+
+
+def choose_window(minutes: float | None, steps: int | None) -> Window:
+    if minutes is not None and steps is not None:
+        raise UserError("--minutes and --steps: give one of the two, not both")
+    if steps is not None:
+        if steps < 1:
+            raise UserError(f"--steps {steps}: the window needs at least 1 step")
+        return Window(steps=steps)
+    minutes = 2.0 if minutes is None else minutes
+    if not 0 < minutes < float("inf"):
+        raise UserError(f"--minutes {minutes:g}: the window must be longer than 0")
+    return Window(seconds=minutes * 60)
+
+
+def choose_workloads(
+    names: Sequence[str], preset: str, overrides: Overrides
+) -> list[tuple[Method, Workload]]:
+    """Each method with what it will train on; UserError for what cannot be."""
+    return [(method, method.workload(preset, overrides)) for method in find_methods(names)]
+
+
+def open_sources(
+    chosen: Sequence[tuple[Method, Workload]], data: DataChoice, seed: int
+) -> dict[int, Source]:
+    """One source for every side of volume that the methods train on."""
+    return {
+        side: open_source(
+            data.data, data.data_dir, next(w.modality for _, w in chosen if w.volume == side),
+            side, seed, data.subjects,
+        )
+        for side in sorted({work.volume for _, work in chosen})
+    }  # fmt: skip
+
+
+def make_plans(
+    chosen: Sequence[tuple[Method, Workload]],
+    volumes: dict[int, tuple[Source, Path]],
+    template: Plan,
+    repeats: int,
+) -> list[Plan]:
+    """Every trial of the benchmark, the methods interleaved (A B C A B C), not in blocks.
+
+    Interleaved, so that a machine that warms up or is busy for a while does so to all of them.
+    """
+    plans = []
+    for repeat in range(1, repeats + 1):
+        for method, work in chosen:
+            source, path = volumes[work.volume]
+            plans.append(
+                replace(
+                    template,
+                    method=method.name,
+                    repeat=repeat,
+                    work=replace(work, modality=source.channels),
+                    data=source.name,
+                    volumes=str(path),
+                )
+            )
+    return plans
+
+
+def default_cache_dir() -> Path:
+    """Where prepared volumes are kept between runs."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "idm-bench"

@@ -1,0 +1,233 @@
+"""Peak memory of one training step, to the byte, and what it consists of (DESIGN §7).
+
+`MemoryProbe` follows every live tensor storage on the device through a dispatch mode. It sees the
+same operators on real and on fake tensors, so that a prediction and a measurement are one number.
+What it does not see is what never becomes a tensor: the scratch of the kernels. `AllocatorProbe`
+reads that from what the allocator gave out.
+"""
+
+import weakref
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
+from torch.utils._pytree import tree_leaves
+
+from bench.probes import Columns
+
+
+class Part(StrEnum):
+    """What a storage serves; the five add up to the whole."""
+
+    PARAMETER = "parameter"
+    GRADIENT = "gradient"
+    OPTIMIZER = "optimizer"
+    ACTIVATION = "activation"
+    """Made in the step and none of the others: what the forward pass keeps and the backward makes."""
+    OTHER = "other"
+    """There before the step and none of the others: the batch, buffers, the noise schedule."""
+
+
+@dataclass(slots=True)
+class Storage:
+    """One allocation."""
+
+    nbytes: int
+    part: Part
+    operator: str
+    """The operator that made it; empty if it was there before the step."""
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One allocation or release, in order of happening."""
+
+    storage: Storage
+    nbytes: int
+    """Positive for an allocation, negative for a release."""
+    operator: int
+    """How many operators had been dispatched."""
+
+
+class MemoryProbe(TorchDispatchMode):
+    """Follows the live tensor storages of one step: `start`, a step, `stop`.
+
+    Args:
+        network: whose parameters, gradients and buffers are told apart.
+        optimizer: whose state is; it must exist, so step once before.
+        device: only storages there count.
+        others: tensors that live through the step beside those (the batch).
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        device: torch.device | str,
+        others: Iterable[Tensor] = (),
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.optimizer = optimizer
+        self.device_type = torch.device(device).type
+        self.others = list(others)
+        self.changes: list[Change] = []
+        self.operators: list[str] = []
+        self._live: dict[int, Storage] = {}  # by the identity of the storage's Python object
+        self._finalizers: list[weakref.finalize] = []
+        self._hooks: list[torch.utils.hooks.RemovableHandle] = []
+
+    def start(self) -> None:
+        self._follow_all(self.network.parameters(), Part.PARAMETER)
+        self._follow_all(_gradients(self.network), Part.GRADIENT)
+        self._follow_all(optimizer_tensors(self.optimizer), Part.OPTIMIZER)
+        self._follow_all([*self.network.buffers(), *self.others], Part.OTHER)
+        self.others.clear()  # or the batch would outlive its use
+        # A gradient is one as soon as it reaches its parameter, also for a method that applies
+        # and frees it in the backward pass, before anyone could look at `.grad`.
+        self._hooks = [
+            parameter.register_hook(self._mark_gradient)
+            for parameter in self.network.parameters()
+            if parameter.requires_grad
+        ]
+        self.__enter__()
+
+    def stop(self) -> Columns:
+        self.__exit__(None, None, None)
+        for hook in self._hooks:
+            hook.remove()
+        for gradient in _gradients(self.network):
+            self._mark_gradient(gradient)
+        for tensor in optimizer_tensors(self.optimizer):  # state that was made anew in the step
+            self._mark(tensor, Part.OPTIMIZER)
+        for finalizer in self._finalizers:
+            finalizer.detach()
+        self._live.clear()
+        parts = self.peak_parts()
+        return {
+            "peak_memory_bytes": sum(parts.values()),
+            "peak_memory_source": "tensor-storages",
+            **{f"{part}_bytes": parts[part] for part in Part},
+        }
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        for leaf in tree_leaves((args, kwargs)):
+            if isinstance(leaf, Tensor):  # a constant that no one had declared
+                self._follow(leaf, Part.OTHER, "")
+        out = func(*args, **kwargs)
+        name = str(func)
+        self.operators.append(name)
+        for leaf in tree_leaves(out):
+            if isinstance(leaf, Tensor):
+                self._follow(leaf, Part.ACTIVATION, name)
+        return out
+
+    def live_bytes(self) -> int:
+        """Bytes of the storages that are live now."""
+        return sum(storage.nbytes for storage in self._live.values())
+
+    def timeline(self) -> Iterator[tuple[Change, Counter[Part]]]:
+        """Each change with the bytes of every part after it, in order of happening.
+
+        What a storage turned out to be (a gradient, say) it was from its allocation.
+        """
+        parts: Counter[Part] = Counter(dict.fromkeys(Part, 0))
+        for change in self.changes:
+            parts[change.storage.part] += change.nbytes
+            yield change, parts
+
+    def peak_parts(self) -> Counter[Part]:
+        """Bytes of every part at the moment of the peak."""
+        peak, at_peak = -1, Counter(dict.fromkeys(Part, 0))
+        for _, parts in self.timeline():
+            if (total := sum(parts.values())) > peak:
+                peak, at_peak = total, Counter(parts)
+        return at_peak
+
+    def _follow_all(self, tensors: Iterable[Tensor], part: Part) -> None:
+        for tensor in tensors:
+            self._follow(tensor, part, "")
+
+    def _follow(self, tensor: Tensor, part: Part, operator: str) -> None:
+        for storage in self._storages(tensor):
+            key = id(storage)
+            if key in self._live:
+                continue
+            entry = Storage(storage.nbytes(), part, operator)
+            self._live[key] = entry
+            self.changes.append(Change(entry, entry.nbytes, len(self.operators)))
+            self._finalizers.append(weakref.finalize(storage, self._release, key))
+
+    def _release(self, key: int) -> None:
+        entry = self._live.pop(key, None)
+        if entry is not None:
+            self.changes.append(Change(entry, -entry.nbytes, len(self.operators)))
+
+    def _mark_gradient(self, gradient: Tensor) -> None:
+        self._mark(gradient, Part.GRADIENT)
+
+    def _mark(self, tensor: Tensor, part: Part) -> None:
+        for storage in self._storages(tensor):
+            entry = self._live.get(id(storage))
+            if entry is not None and entry.part is Part.ACTIVATION:
+                entry.part = part
+
+    def _storages(self, tensor: Tensor) -> Iterator[torch.UntypedStorage]:
+        if is_traceable_wrapper_subclass(tensor):  # 8-bit optimizer state, say
+            for name in tensor.__tensor_flatten__()[0]:
+                yield from self._storages(getattr(tensor, name))
+        elif tensor.device.type == self.device_type and tensor.layout is torch.strided:
+            yield tensor.untyped_storage()
+
+
+class AllocatorProbe:
+    """What the allocator gave out during one step: `peak_allocated_bytes`.
+
+    On a CPU this is the log of `torch.profiler` on top of what was live at the start; it adds the
+    scratch of the kernels to the tensors. (On CUDA the trial reads
+    `torch.cuda.max_memory_allocated` over the whole window instead.)
+
+    Args:
+        live_bytes: tells what is live at the start, which no log of the step shows.
+    """
+
+    def __init__(self, live_bytes: Callable[[], int]) -> None:
+        self._live_bytes = live_bytes
+
+    def start(self) -> None:
+        self.at_start = self._live_bytes()
+        self.profiler = torch.autograd.profiler.profile(profile_memory=True, use_device=None)
+        self.profiler.__enter__()
+
+    def stop(self) -> Columns:
+        self.profiler.__exit__(None, None, None)
+        return {"peak_allocated_bytes": self.at_start + self._highest_above_start()}
+
+    def _highest_above_start(self) -> int:
+        result = self.profiler.kineto_results
+        assert result is not None
+        log = [event for event in result.events() if event.name() == "[memory]"]
+        allocated = highest = 0
+        for event in sorted(log, key=lambda event: event.start_ns()):
+            allocated += event.nbytes()
+            highest = max(highest, allocated)
+        return highest
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> Iterator[Tensor]:
+    """Every tensor of the optimizer's state."""
+    for leaf in tree_leaves(list(optimizer.state.values())):
+        if isinstance(leaf, Tensor):
+            yield leaf
+
+
+def _gradients(network: nn.Module) -> Iterator[Tensor]:
+    return (p.grad for p in network.parameters() if p.grad is not None)

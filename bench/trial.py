@@ -1,0 +1,316 @@
+"""One trial: its plan, its process, its record.
+
+A trial runs in a fresh Python process (`python -m bench.trial`), so that no allocator, cache or
+crash of one method reaches another. The plan comes in as JSON on standard input; what is measured
+goes out as JSON lines the moment it exists, so that a trial that dies leaves all it had measured.
+"""
+
+import json
+import math
+import os
+import random
+import resource
+import signal
+import statistics
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bench.data import load
+from bench.methods import METHODS
+from bench.presets import Workload
+from bench.probes import Columns, Probe, SampledProbe
+from bench.probes.energy import EnergyProbe, co2_kg, open_meter
+from bench.probes.flops import FlopProbe, forward_flops
+from bench.probes.host import HostProbe, device_name
+from bench.probes.memory import AllocatorProbe, MemoryProbe
+from bench.probes.nvml import Card
+from bench.probes.temperature import open_thermometer
+from bench.training import Training, TrainingStep, Window
+
+PROBES = ("memory", "flops", "energy", "temperature", "host")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that a trial needs to know."""
+
+    method: str
+    repeat: int
+    preset: str
+    work: Workload
+    training: Training
+    window: Window
+    device: str
+    data: str
+    """Name of the data source, for the record."""
+    volumes: str
+    """The prepared volumes, an .npy of shape (N, C, D, H, W)."""
+    probes: tuple[str, ...] = PROBES
+    sample_hz: float = 10.0
+    country: str | None = None
+    """ISO 3166-1 alpha-3 code of the grid for CO₂; None: the world's mean."""
+    memory_limit: int | None = None
+    """Bytes of address space for the trial's process; None: no limit."""
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> "Plan":
+        raw = json.loads(text)
+        work = raw.pop("work")
+        for name in ("channels", "modality"):
+            work[name] = tuple(work[name])
+        return cls(
+            work=Workload(**work),
+            training=Training(**raw.pop("training")),
+            window=Window(**raw.pop("window")),
+            probes=tuple(raw.pop("probes")),
+            **raw,
+        )
+
+
+@dataclass
+class Events:
+    """What a trial tells its parent, a JSON object a line."""
+
+    stream: TextIO
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def send(self, kind: str, **values: Any) -> None:
+        with self._lock:  # the sampling thread and the training loop both speak
+            self.stream.write(json.dumps({"event": kind, **values}) + "\n")
+            self.stream.flush()
+
+    def stage(self, name: str) -> None:
+        self.send("stage", name=name)
+
+    def columns(self, columns: Columns) -> None:
+        self.send("columns", columns=columns)
+
+
+def run(plan: Plan, events: Events, should_stop: Any = lambda: False) -> None:
+    """Carry out a plan. Raises what the training raises."""
+    device = torch.device(plan.device)
+    events.columns(planned_columns(plan) | {"device_name": device_name(device)})
+    events.stage("building the network")
+    torch.manual_seed(plan.training.seed)
+    with device:
+        network = METHODS[plan.method].build(plan.work)
+    step = TrainingStep(network, plan.work, plan.training, device)
+    events.columns({"parameters": sum(p.numel() for p in network.parameters())})
+    batches = iterate_batches(load(Path(plan.volumes)), plan.work, plan.training.seed, device)
+
+    events.stage("warm-up")
+    step(next(batches))
+    events.stage("measuring one step")
+    events.columns(measure_step(step, next(batches), plan.probes))
+
+    events.stage("window")
+    columns = measure_window(step, batches, plan, events, should_stop)
+    events.columns(columns)
+
+
+def planned_columns(plan: Plan) -> Columns:
+    """What of a record is known before anything has run."""
+    return {
+        "preset": plan.preset,
+        "data": plan.data,
+        "device": plan.device,
+        "precision": plan.work.precision,
+        "volume": plan.work.volume,
+        "patch": plan.work.patch,
+        "batch_size": plan.work.batch_size,
+        "channels": " ".join(map(str, plan.work.channels)),
+        "seed": plan.training.seed,
+    }
+
+
+def iterate_batches(
+    volumes: np.ndarray, work: Workload, seed: int, device: torch.device
+) -> Iterator[Tensor]:
+    """Batches (B, C, D, H, W) float32 for ever: all volumes in a new random order each epoch."""
+    rng = random.Random(seed)
+    queue: list[int] = []
+    while True:
+        while len(queue) < work.batch_size:
+            queue += rng.sample(range(len(volumes)), len(volumes))
+        chosen, queue = queue[: work.batch_size], queue[work.batch_size :]
+        yield torch.from_numpy(np.stack([volumes[i] for i in chosen])).to(device)
+
+
+def measure_step(step: TrainingStep, batch: Tensor, probes: tuple[str, ...]) -> Columns:
+    """One whole step in steady state under the step probes."""
+    memory = MemoryProbe(step.network, step.optimizer, step.device, [batch])
+    watching: list[Probe] = []
+    if "memory" in probes:
+        watching.append(memory)
+        if step.device.type == "cpu":
+            watching.append(AllocatorProbe(memory.live_bytes))
+    if "flops" in probes:
+        watching.append(FlopProbe())
+    for probe in watching:
+        probe.start()
+    step(batch)
+    columns: Columns = {}
+    for probe in reversed(watching):
+        columns |= probe.stop()
+    if "flops" in probes:  # fvcore's tracer bears no other watcher beside it
+        x_t, t, _, keywords = step.noised(batch)
+        columns["flops_forward"] = forward_flops(step.network, x_t, t, **keywords)
+    return columns
+
+
+def measure_window(
+    step: TrainingStep, batches: Iterator[Tensor], plan: Plan, events: Events, should_stop: Any
+) -> Columns:
+    """The window under the window probes; its steps are sent as they end."""
+    card = Card.open(step.device.index or 0) if step.device.type == "cuda" else None
+    probes: list[SampledProbe] = []
+    if "host" in plan.probes:
+        probes.append(HostProbe(step.device, card))
+    if "temperature" in plan.probes and (thermometer := open_thermometer(step.device, card)):
+        probes.append(thermometer)
+    if "energy" in plan.probes and (meter := open_meter(step.device, card)):
+        probes.append(EnergyProbe(meter))
+
+    steps = []
+    columns: Columns = {}
+    started = time.perf_counter()
+    try:
+        with sampling(probes, plan.sample_hz, events, columns):
+            started = time.perf_counter()
+            for done in plan.window.train(step, batches, step.device, should_stop):
+                steps.append(done)
+                events.send("step", **asdict(done))
+    finally:  # also of a window that broke off
+        window_s = time.perf_counter() - started
+        if card is not None and card.warnings:
+            columns["warnings"] = "; ".join(card.warnings)
+        if steps:
+            columns |= window_columns(steps, window_s, plan.work.batch_size)
+            columns |= energy_columns(columns, step.network, plan)
+        events.columns(columns)
+    return columns
+
+
+@contextmanager
+def sampling(
+    probes: list[SampledProbe], hertz: float, events: Events, columns: Columns
+) -> Iterator[None]:
+    """Read the probes at a steady rate in a thread; their columns are there at the end."""
+    stop = threading.Event()
+    started = time.perf_counter()
+
+    def read() -> None:
+        sample: Columns = {"elapsed_s": time.perf_counter() - started}
+        for probe in probes:
+            sample |= probe.sample()
+        events.send("sample", **sample)
+
+    def repeat() -> None:
+        due = started
+        while True:
+            due += 1 / hertz  # from a fixed grid, so that delays do not add up
+            if stop.wait(max(0.0, due - time.perf_counter())):
+                return
+            read()
+
+    for probe in probes:
+        probe.start()
+    read()
+    thread = threading.Thread(target=repeat, name="probes", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+        read()
+        for probe in probes:
+            columns |= probe.stop()
+
+
+def window_columns(steps: list[Any], window_s: float, batch_size: int) -> Columns:
+    times = sorted(done.step_time_s for done in steps)
+    return {
+        "steps": len(steps),
+        "window_s": window_s,
+        "step_time_median_s": statistics.median(times),
+        "step_time_p95_s": times[math.ceil(0.95 * len(times)) - 1],  # nearest rank
+        "volumes_per_s": len(steps) * batch_size / window_s,
+        "loss_first": steps[0].loss,
+        "loss_last": steps[-1].loss,
+    }
+
+
+def energy_columns(columns: Columns, network: torch.nn.Module, plan: Plan) -> Columns:
+    """What follows from the energy of the window."""
+    if columns.get("energy_j") is None:
+        return {}
+    energy = columns["energy_j"]
+    parameters = sum(p.numel() for p in network.parameters())
+    return {
+        "energy_per_parameter_j": energy / parameters,
+        "energy_per_volume_j": energy / (columns["steps"] * plan.work.batch_size),
+        "co2_kg": co2_kg(energy, plan.country),
+        "co2_source": f"codecarbon:{plan.country or 'world'}",
+    }
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether this is how the device, or the machine, says that memory is gone."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
+        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    )
+
+
+def main() -> int:
+    """The trial's process: plan on standard input, events on the file descriptor argv[1]."""
+    events = Events(os.fdopen(int(sys.argv[1]), "w"))
+    plan = Plan.from_json(sys.stdin.read())
+    offer_to_the_oom_killer()
+    if plan.memory_limit is not None:
+        resource.setrlimit(resource.RLIMIT_AS, (plan.memory_limit, plan.memory_limit))
+    interrupted = threading.Event()
+    signal.signal(signal.SIGINT, lambda *_: interrupted.set())
+    try:
+        run(plan, events, interrupted.is_set)
+    except BrokenPipeError:  # the parent is gone: nobody would keep what follows
+        return 1
+    except Exception as error:
+        traceback.print_exc()  # for the trial's log
+        status = "oom" if is_out_of_memory(error) else "failed"
+        events.send("end", status=status, error=last_line(error))
+        return 1
+    events.send("end", status="interrupted" if interrupted.is_set() else "ok", error=None)
+    return 0
+
+
+def last_line(error: BaseException) -> str:
+    """An exception as the last line of its traceback would show it."""
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[-1].strip() if text else ''}"
+
+
+def offer_to_the_oom_killer() -> None:
+    """If the machine runs out of memory, Linux is to end the trial, not the benchmark."""
+    try:
+        Path("/proc/self/oom_score_adj").write_text("1000")
+    except OSError:
+        pass
+
+
+if __name__ == "__main__":
+    sys.exit(main())
