@@ -80,6 +80,13 @@ class AdditiveCoupling(nn.Module):
         return (a, b) if self.changes == 1 else (b, a)
 
 
+class GroupNorm(nn.GroupNorm):
+    """Without torch.nn's refusal of a single voxel, which the bottom of a deep network may have."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return torch.group_norm(input, self.num_groups, self.weight, self.bias, self.eps)
+
+
 class ConvolutionBlock(nn.Module):
     """F: convolution, LeakyReLU, GroupNorm, convolution; starts as the zero map.
 
@@ -101,7 +108,7 @@ class ConvolutionBlock(nn.Module):
         self.first = convolution(channels, channels, 3, padding=1, bias=False)
         self.shift = nn.Linear(embedding, channels) if embedding else None
         self.activation = nn.LeakyReLU(inplace=True)
-        self.norm = nn.GroupNorm(math.gcd(8, channels), channels)
+        self.norm = GroupNorm(math.gcd(8, channels // 4 or 1), channels)
         self.second = convolution(channels, channels, 3, padding=1, bias=False)
         nn.init.zeros_(self.second.weight)
 

@@ -175,6 +175,8 @@ class IDM(nn.Module):
     ) -> None:
         super().__init__()
         _check_widths(channels, dims)
+        if couplings < 0 or attention_levels < 0:
+            raise ValueError("couplings and attention_levels must not be negative")
         if backward not in ("inverse", "stored"):
             raise ValueError(f'backward must be "inverse" or "stored", got {backward!r}')
         self.in_channels = in_channels

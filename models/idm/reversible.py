@@ -292,15 +292,18 @@ class _Step:
     mode: _Mode
     tolerance: float | None
     originals: list[Tensor] | None = None
-    versions: list[int] = field(default_factory=list)
+    seen: list[tuple[int, int]] = field(default_factory=list)
+
+    def remember_parameters(self) -> None:
+        self.seen = [(id(p), p._version) for p in self.layer.parameters()]
 
     def check_parameters(self) -> None:
         """Autograd notices when a saved tensor has changed; nothing is saved here, so we look."""
-        if self.versions != [p._version for p in self.parameters]:
+        if self.seen != [(id(p), p._version) for p in self.layer.parameters()]:
             raise RuntimeError(
-                f"A parameter of {self.name} was modified between the forward and the backward "
-                "pass, so the layer cannot be recomputed. Step the optimizer after every "
-                "backward pass through the old weights is done."
+                f"A parameter of {self.name} was modified or replaced between the forward and "
+                "the backward pass, so the layer cannot be recomputed. Step the optimizer when "
+                "all backward passes through the old weights are done."
             )
 
     def check_reconstruction(self, inputs: Sequence[Tensor]) -> None:
@@ -327,7 +330,7 @@ class _ReversibleLayer(torch.autograd.Function):
         side = tensors[count : count + step.side_count]
         ctx.step = step
         ctx.save_for_backward(*side)
-        step.versions = [p._version for p in step.parameters]
+        step.remember_parameters()
         with step.mode.casting():
             return _call(step.layer, step.flipped, *tensors[:count], *side)
 
