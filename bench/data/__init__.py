@@ -47,6 +47,8 @@ def open_source(
     """
     if not 8 <= volume <= 512:
         raise UserError(f"--volume {volume}: the side of a volume is between 8 and 512 voxels")
+    if seed < 0:
+        raise UserError(f"--seed {seed}: a seed is 0 or larger")
     if subjects is not None and subjects < 1:
         raise UserError(f"--subjects {subjects}: at least one subject is needed")
     if not modality or len(set(modality)) != len(modality):

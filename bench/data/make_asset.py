@@ -18,7 +18,7 @@ import nibabel as nib
 import numpy as np
 from scipy.ndimage import gaussian_filter, map_coordinates
 
-ASSET = Path(__file__).parent / "assets" / "icbm152.npz"
+from bench.data.phantom import ASSET
 
 SPACING_MM = 1.75  # finer than a voxel of a 64³ head (2.9 mm), and the file stays under 1 MB
 LEVELS = 64  # grey levels kept of each map: fewer compress better, more cannot be seen

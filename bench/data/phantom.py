@@ -14,16 +14,17 @@ from __future__ import annotations
 import zlib
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from bench.data.make_asset import ASSET
 from bench.data.source import Source
 from bench.errors import UserError
 
+ASSET = Path(__file__).parent / "assets" / "icbm152.npz"
 LESION_SHARE = 1 / 3
 
 # Signal of (white, grey, fluid, edema, tumour core, necrosis) at 1.5 T and 3 T, by eye, white = 1

@@ -162,6 +162,29 @@ def test_a_header_that_claims_terabytes_allocates_nothing(brats, shape, zipped):
     assert not offer(brats, with_shape(*shape) + bytes(5000), zipped)
 
 
+def refused_with(brats: Path, content: bytes) -> str:
+    path = brats / "BraTS20_Training_001" / "BraTS20_Training_001_t1.nii.gz"
+    path.write_bytes(gzip.compress(content, 1))
+    with pytest.raises(UserError) as refusal:
+        open_source("brats", brats, ("t1",), 8, 0)
+    return str(refusal.value)
+
+
+@pytest.mark.parametrize("shape", [(1024, 1024, 1024), (512, 512, 257), (1025, 8, 8), (1, 8, 8)])
+def test_a_size_that_is_no_head_is_refused_by_its_header_alone(brats, shape):
+    """A bomb may be consistent: a zipped stream really can hold the gigabytes it announces."""
+    line = refused_with(brats, with_shape(*shape))
+    assert " x ".join(map(str, shape)) in line
+
+
+@pytest.mark.parametrize("offset", [0, 351, 1 << 21, 3e9])
+def test_voxels_that_start_at_no_sensible_byte(brats, offset):
+    content = bytearray(honest())
+    content[108:112] = np.float32(offset).tobytes()
+    line = refused_with(brats, bytes(content))
+    assert "start at byte" in line or "vox offset" in line
+
+
 @pytest.mark.parametrize("tail", [b"", b"\x1f\x8b", b"lie"])
 def test_a_gzip_bomb_costs_no_more_than_the_header_admits(brats, tail):
     path = brats / "BraTS20_Training_001" / "BraTS20_Training_001_t1.nii.gz"
@@ -219,6 +242,7 @@ HOSTILE_HEADERS = [
     HEADER.replace("(3, 28", "(-3, 28"),
     HEADER.replace("(3, 28", "(True, 28"),
     HEADER.replace("|u1", "|O"),
+    HEADER.replace("|u1", "|i1"),
     HEADER.replace("|u1", "<f8"),
     HEADER.replace("|u1", "|V1000000000"),
     HEADER.replace("'|u1'", "[('a', '|O')]"),
@@ -239,7 +263,13 @@ HOSTILE_HEADERS = [
 
 @pytest.mark.parametrize("header", HOSTILE_HEADERS, ids=range(len(HOSTILE_HEADERS)))
 def test_array_headers_that_lie(tmp_path, header):
-    assert not offer_npz(tmp_path, npy_claiming(header, bytes(3 * 28**3 - 1)))
+    assert offer_npz(tmp_path, npy_claiming(HEADER, bytes(3 * 28**3)))
+    assert not offer_npz(tmp_path, npy_claiming(header, bytes(3 * 28**3)))
+
+
+@pytest.mark.parametrize("count", [3 * 28**3 - 1, 3 * 28**3 + 1, 0])
+def test_an_array_that_is_not_as_long_as_it_says(tmp_path, count):
+    assert not offer_npz(tmp_path, npy_claiming(HEADER, bytes(count)))
 
 
 def test_array_header_of_four_gigabytes(tmp_path):
