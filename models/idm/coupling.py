@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import math
-from typing import Literal
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Literal, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 
 from models.idm.reversible import Frame, Rewound, gradients, may_overwrite
 
 CONVOLUTIONS: dict[int, type[nn.Conv2d] | type[nn.Conv3d]] = {2: nn.Conv2d, 3: nn.Conv3d}
+CONVOLVE = {2: F.conv2d, 3: F.conv3d}
+
+T = TypeVar("T")
 
 
 class AdditiveCoupling(nn.Module):
@@ -20,6 +28,9 @@ class AdditiveCoupling(nn.Module):
     One evaluation of F serves both the inverse and the gradient: F(y_a), run once with gradients
     on, gives x_b = y_b - F(y_a) by its value and the backward pass by its graph. A training step
     costs 4/3 of the FLOPs of stored activations; inverting first and recomputing after, 5/3.
+
+    If F is a sum of functions that can be evaluated one after the other, it may offer them as
+    `parts(x_a) -> [F₁, F₂, ...]`; then only one of their graphs exists at a time.
 
     Args:
         function: F. Called as `F(x_a, *side)`; `side` may be a time embedding.
@@ -34,11 +45,15 @@ class AdditiveCoupling(nn.Module):
     def forward(self, x1: Tensor, x2: Tensor, *side: Tensor) -> tuple[Tensor, Tensor]:
         """Both halves (B, C/2, *grid), and back the same."""
         a, b = self._roles(x1, x2)
-        return self._halves(a, b + self.function(a, *side))
+        for part in self._parts(a):
+            b = b + part(a, *side)
+        return self._halves(a, b)
 
     def inverse(self, y1: Tensor, y2: Tensor, *side: Tensor) -> tuple[Tensor, Tensor]:
         a, b = self._roles(y1, y2)
-        return self._halves(a, b - self.function(a, *side))
+        for part in self._parts(a):
+            b = b - part(a, *side)
+        return self._halves(a, b)
 
     def rewind(self, frame: Frame) -> Rewound:
         a, b = self._roles(*frame.outputs)
@@ -47,37 +62,49 @@ class AdditiveCoupling(nn.Module):
         need_a, _ = self._roles(*frame.needs_grad)
         frame.outputs.clear()
         sign = -1 if frame.flipped else 1  # y_b = x_b + sign · F(x_a)
-        with torch.enable_grad(), frame.replay():
-            leaf = a.detach().requires_grad_(need_a)
-            out = self.function(leaf.view_as(leaf), *frame.side)
-        with torch.no_grad():
-            value = out.detach()
-            b = b.sub_(value, alpha=sign) if b_owned else torch.sub(b, value, alpha=sign)
-            seed = grad_b.to(out.dtype)
-            seed = -seed if frame.flipped else seed
-        # The graph does not need F's value any more: an edge into it lets the value go.
-        edges = [get_gradient_edge(out)] if out.requires_grad else []
-        del out, value
+        leaf = a.detach().requires_grad_(need_a)
         leaves = [leaf, *frame.side, *frame.parameters]
-        found = gradients(edges, leaves, [seed][: len(edges)])
-        through_f = found[0]
+        total: list[Tensor | None] = [None] * len(leaves)
+        for part in self._parts(a):
+            with torch.enable_grad(), frame.replay():
+                out = part(leaf.view_as(leaf), *frame.side)
+            with torch.no_grad():
+                value = out.detach()
+                b = b.sub_(value, alpha=sign) if b_owned else torch.sub(b, value, alpha=sign)
+                b_owned = True
+                seed = grad_b.to(out.dtype)
+                seed = -seed if frame.flipped else seed
+            # The graph does not need F's value any more: an edge into it lets the value go.
+            edges = [get_gradient_edge(out)] if out.requires_grad else []
+            del out, value
+            found = gradients(edges, leaves, [seed][: len(edges)])
+            total = [_sum(*pair) for pair in zip(total, found, strict=True)]
+            del found
+        through_f = total[0]
         if through_f is not None:
             # F may hand its incoming gradient on as it is; only a new tensor may be overwritten.
             fresh = may_overwrite(through_f, frame.grads)
             grad_a = through_f.add_(grad_a) if fresh else through_f + grad_a
-        count = len(frame.side)
+        count = 1 + len(frame.side)
         return Rewound(
-            self._halves(a, b),
-            self._halves(grad_a, grad_b),
-            found[1 : 1 + count],
-            found[1 + count :],
+            self._halves(a, b), self._halves(grad_a, grad_b), total[1:count], total[count:]
         )
 
-    def _roles(self, first, second):
+    def _parts(self, a: Tensor) -> Sequence[Callable[..., Tensor]]:
+        parts = getattr(self.function, "parts", None)
+        return parts(a) if parts else [self.function]
+
+    def _roles(self, first: T, second: T) -> tuple[T, T]:
         return (first, second) if self.changes == 1 else (second, first)
 
-    def _halves(self, a, b):
+    def _halves(self, a: T, b: T) -> tuple[T, T]:
         return (a, b) if self.changes == 1 else (b, a)
+
+
+def _sum(first: Tensor | None, second: Tensor | None) -> Tensor | None:
+    if first is None or second is None:
+        return second if first is None else first
+    return first.add_(second)  # parts of one F: a gradient of `second` alone is never `first`'s
 
 
 class GroupNorm(nn.GroupNorm):
@@ -94,12 +121,14 @@ class ConvolutionBlock(nn.Module):
     the very tensor that the norm keeps. Two tensors of the size of the input are alive in the
     backward pass instead of three.
 
-    GroupNorm looks at one sample at a time, so F may be evaluated on slices of the batch.
-
     Args:
         channels: C/2, of input and output.
         dims: 2 or 3.
         embedding: width of a time embedding that shifts the hidden channels; 0: there is none.
+
+    Attributes:
+        slice_bytes: where x is larger, `parts` evaluates F in slices of its hidden channels.
+        half_precision: run in bfloat16 whatever the dtype of x.
     """
 
     def __init__(self, channels: int, dims: int = 3, embedding: int = 0) -> None:
@@ -111,11 +140,51 @@ class ConvolutionBlock(nn.Module):
         self.norm = GroupNorm(math.gcd(8, channels // 4 or 1), channels)
         self.second = convolution(channels, channels, 3, padding=1, bias=False)
         nn.init.zeros_(self.second.weight)
+        self.slice_bytes: int | None = None
+        self.half_precision = False
 
     def forward(self, x: Tensor, embedding: Tensor | None = None) -> Tensor:
         """x (B, C/2, *grid), embedding (B, E)."""
-        hidden = self.first(x)
-        if self.shift is not None and embedding is not None:
-            shift = self.shift(embedding).to(hidden.dtype)
-            hidden += shift.reshape(*shift.shape, *(1,) * (x.ndim - 2))
-        return self.second(self.norm(self.activation(hidden)))
+        with self._precision(x):
+            hidden = self.first(x)
+            if self.shift is not None and embedding is not None:
+                hidden += self._shift(embedding, hidden)
+            return self.second(self.norm(self.activation(hidden)))
+
+    def parts(self, x: Tensor) -> Sequence[Callable[..., Tensor]]:
+        """F as a sum over slices of the hidden channels, by whole groups of the norm: exact."""
+        groups = self.norm.num_groups
+        count = 1 if self.slice_bytes is None else min(groups, -(-x.nbytes // self.slice_bytes))
+        if count == 1:
+            return [self]
+        bounds = [round(i * groups / count) for i in range(count + 1)]
+        return [functools.partial(self._part, *bound) for bound in itertools.pairwise(bounds)]
+
+    def _part(
+        self, first_group: int, last_group: int, x: Tensor, embedding: Tensor | None = None
+    ) -> Tensor:
+        width = self.norm.num_channels // self.norm.num_groups
+        hidden_channels = slice(first_group * width, last_group * width)
+        convolve = CONVOLVE[x.ndim - 2]
+        with self._precision(x):
+            hidden = convolve(x, self.first.weight[hidden_channels], padding=1)
+            if self.shift is not None and embedding is not None:
+                hidden += self._shift(embedding, hidden)[:, hidden_channels]
+            hidden = torch.group_norm(
+                self.activation(hidden),
+                last_group - first_group,
+                self.norm.weight[hidden_channels],
+                self.norm.bias[hidden_channels],
+                self.norm.eps,
+            )
+            return convolve(hidden, self.second.weight[:, hidden_channels], padding=1)
+
+    def _shift(self, embedding: Tensor, hidden: Tensor) -> Tensor:
+        assert self.shift is not None
+        shift = self.shift(embedding).to(hidden.dtype)
+        return shift.reshape(*shift.shape, *(1,) * (hidden.ndim - 2))
+
+    def _precision(self, x: Tensor) -> AbstractContextManager[Any]:
+        if not self.half_precision:
+            return nullcontext()
+        return torch.autocast(x.device.type, torch.bfloat16, cache_enabled=False)

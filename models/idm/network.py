@@ -18,11 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.idm.attention import InvertibleAttention
-from models.idm.coupling import CONVOLUTIONS, AdditiveCoupling, ConvolutionBlock
+from models.idm.coupling import CONVOLUTIONS, CONVOLVE, AdditiveCoupling, ConvolutionBlock
 from models.idm.resampling import ChannelMixing, Downsampling, OrthogonalLayer
 from models.idm.reversible import Backward, Region, Value
 
-CONVOLVE = {2: F.conv2d, 3: F.conv3d}
 CONVOLVE_TRANSPOSED = {2: F.conv_transpose2d, 3: F.conv_transpose3d}
 
 
@@ -221,23 +220,38 @@ class IDM(nn.Module):
 
     def _run_body(
         self, halves: Sequence[Tensor], embedding: Tensor | None, flipped: bool
-    ) -> tuple[Tensor, ...]:
-        region = Region(self.backward, checked=self.checked)
-        state: dict[str, Value] = dict(zip(("x1", "x2"), region.enter(*halves), strict=True))
+    ) -> tuple[Tensor, Tensor]:
+        state = dict(zip(("x1", "x2"), halves, strict=True))
         del halves
-        for name, inputs, outputs in reversed(self.wiring) if flipped else self.wiring:
+        state = self._run(self.wiring, state, embedding, flipped)
+        return state["x1"], state["x2"]
+
+    def _run(
+        self,
+        wires: Sequence[Wire],
+        tensors: dict[str, Tensor],
+        embedding: Tensor | None,
+        flipped: bool = False,
+    ) -> dict[str, Tensor]:
+        """Run a stretch of the body in a region of its own. Empties `tensors`."""
+        region = Region(self.backward, checked=self.checked)
+        state: dict[str, Value] = {}
+        for key in list(tensors):
+            (state[key],) = region.enter(tensors.pop(key))
+        for name, inputs, outputs in reversed(wires) if flipped else wires:
             if flipped:
                 inputs, outputs = outputs, inputs
             layer = self.body[name]
             side: tuple[Tensor, ...] = ()
             if isinstance(layer, OrthogonalLayer):
                 side = (layer.matrices(),)
-            elif isinstance(layer, AdditiveCoupling) and embedding is not None:
-                side = (embedding,) if self.time_in_couplings else ()
+            elif isinstance(layer, AdditiveCoupling) and self.time_in_couplings:
+                assert embedding is not None
+                side = (embedding,)
             values = [state.pop(key) for key in inputs]
             results = region.run(layer, values, *side, flipped=flipped, name=name)
             state.update(zip(outputs, results, strict=True))
-        return region.exit(state["x1"], state["x2"])
+        return dict(zip(state, region.exit(*state.values()), strict=True))
 
     def _build_body(self, couplings: int, attention_levels: int, embedding: int) -> None:
         dims, bottom = self.dims, len(self.channels) - 1

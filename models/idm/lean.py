@@ -1,0 +1,118 @@
+"""IDM with the least memory: the same network, trained by every trick that keeps it exact.
+
+- The top level runs sample by sample. Its tensors are the largest and its weights the smallest:
+  whatever it holds shrinks by the batch size, while nothing is computed twice.
+- The way down at the top level is recomputed from the image, a sample at a time, so the largest
+  skip need not be kept between its rebuilding on the way up and its use on the way down.
+- F runs in slices of its hidden channels where these are large: whole groups of the GroupNorm, so
+  that the sum is exactly F.
+- Gradients are applied as they appear, by an AdamW with a byte per moment (`optimizer.py`).
+
+What each saves and costs is measured in the README.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from models.idm.coupling import ConvolutionBlock
+from models.idm.network import IDM
+from models.idm.optimizer import AdamWInBackward
+
+
+class LeanIDM(IDM):
+    """IDM whose `forward` streams the top level and which brings its own optimizer.
+
+    Gradients and parameters are those of `IDM`. Further arguments:
+
+    Args:
+        stream: run the top level sample by sample, its way down twice.
+        slice_bytes: F is sliced so that a hidden tensor takes about this much (None: never).
+        eight_bit: optimizer moments as bytes (see `AdamWInBackward`).
+        half_precision: run F in bfloat16; states, weights and gradients stay float32. Not exact.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        stream: bool = True,
+        slice_bytes: int | None = 256 * 2**20,
+        eight_bit: bool = True,
+        half_precision: bool = False,
+        **options: Any,
+    ) -> None:
+        super().__init__(*args, **options)
+        self.eight_bit = eight_bit
+        self.stream = stream and len(self.channels) > 1
+        for block in self.modules():
+            if isinstance(block, ConvolutionBlock):
+                block.slice_bytes = slice_bytes
+                block.half_precision = half_precision
+        names = [wire.layer for wire in self.wiring]
+        if self.stream:
+            down, up = names.index("level0_down") + 1, names.index("level0_up")
+            self.way_down, self.middle = self.wiring[:down], self.wiring[down:up]
+            self.way_up = self.wiring[up:]
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        if not self.stream:
+            return super().forward(x, t)
+        self._check_input(x)
+        embedding = self.time(t)
+        samples = list(zip(x.split(1), embedding.split(1), strict=True))
+        skips, states = [], []
+        for sample in samples:
+            if torch.is_grad_enabled():
+                skip, *state = checkpoint(
+                    self._descend, *sample, use_reentrant=False, preserve_rng_state=False
+                )
+            else:
+                skip, *state = self._descend(*sample)
+            skips.append(skip)
+            states.append(state)
+        halves = [torch.cat(parts) for parts in zip(*states, strict=True)]
+        del states, state, skip
+        outputs = self._run(self.middle, dict(zip(("x1", "x2"), halves, strict=True)), embedding)
+        halves = [outputs["x1"], outputs["x2"]]
+        del outputs
+        pieces = list(zip(*(half.split(1) for half in halves), strict=True))
+        del halves
+        result = []
+        for (_, sample_embedding), (x1, x2) in zip(samples, pieces, strict=True):
+            state = {"skip0": skips.pop(0), "x1": x1, "x2": x2}
+            del x1, x2
+            outputs = self._run(self.way_up, state, sample_embedding)
+            del state
+            result.append(self.project(outputs["x1"], outputs["x2"]))
+        return torch.cat(result)
+
+    def make_optimizer(self, learning_rate: float, lambda_l2: float = 0.0) -> AdamWInBackward:
+        """An optimizer that works in backward() and adds the λ_L2 term of eq. (8) itself."""
+        trained = [p for p in self.parameters() if p.requires_grad]
+        return AdamWInBackward(
+            trained, learning_rate, lambda_l2=lambda_l2, eight_bit=self.eight_bit
+        )
+
+    def _descend(self, x: Tensor, embedding: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The top level's way down for one sample: its skip, and the state of the next level."""
+        # No name for the lifted halves: it would keep them alive while the body runs.
+        state = dict(zip(("x1", "x2"), self.lift(x, embedding), strict=True))
+        out = self._run(self.way_down, state, embedding)
+        return out["skip0"], out["x1"], out["x2"]
+
+
+def build(
+    *,
+    in_channels: int = 1,
+    channels: Sequence[int],
+    couplings: int = 2,
+    dims: int = 3,
+    **options: Any,
+) -> LeanIDM:
+    """A `LeanIDM` by keywords, for registries."""
+    return LeanIDM(in_channels, channels, couplings, dims=dims, **options)

@@ -1,0 +1,193 @@
+"""AdamW inside the backward pass, with its state in 8 bits.
+
+Every gradient is applied and freed as soon as it is complete, so that the gradients of a whole
+network never exist together (Lv et al. 2023, arXiv:2306.09782). The two moments take a byte each,
+with one scale per block of 256 (Dettmers et al. 2021, arXiv:2110.02861).
+
+Only tensor operations of a fixed shape: it runs on every device and on fake tensors.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+BLOCK = 256
+CHUNK = 1024 * BLOCK  # elements updated at a time: temporaries stay below 10 MiB
+GOLDEN = 0.6180339887498949
+
+
+class LogQuantizer:
+    """Numbers as bytes: a scale per block of 256, and logarithmic steps below it.
+
+    Rounding is dithered: up or down with the right frequency, so that a moving average whose steps
+    are smaller than those of the code still moves. Without it the second moment, which loses 0.1 %
+    a step, would round back to where it was for ever.
+
+    Args:
+        signed: 127 steps each side of zero, or 256 steps on one side without a zero.
+        octaves: how far the steps reach below the largest number of the block, in powers of 2.
+    """
+
+    def __init__(self, signed: bool, octaves: float) -> None:
+        self.signed = signed
+        self.top = 127 if signed else 255
+        self.step = octaves / self.top  # octaves between neighbouring codes
+
+    def zeros(self, blocks: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Codes (blocks, 256) and scales (blocks, 1)."""
+        dtype = torch.int8 if self.signed else torch.uint8
+        return (
+            torch.zeros(blocks, BLOCK, dtype=dtype, device=device),
+            torch.zeros(blocks, 1, device=device),
+        )
+
+    def decode(self, codes: Tensor, scales: Tensor) -> Tensor:
+        levels = codes.float()
+        if not self.signed:
+            return levels.sub_(self.top).mul_(self.step).exp2_().mul_(scales)
+        sign = levels.sign()
+        return levels.abs_().sub_(self.top).mul_(self.step).exp2_().mul_(sign).mul_(scales)
+
+    def encode(self, values: Tensor, codes: Tensor, scales: Tensor, dither: Tensor) -> None:
+        """Write values (blocks, 256) to codes and scales; dither in [0, 1), of that shape."""
+        scales.copy_(values.abs().amax(dim=1, keepdim=True))
+        ratio = values.abs().div_(scales.clamp_min(1e-38))
+        level = ratio.clamp_min_(1e-38).log2_().div_(self.step).add_(self.top)
+        below = level.floor()
+        # How far from the code below to the one above, measured on the numbers, not their logs.
+        part = level.sub_(below).mul_(self.step).exp2_().sub_(1).div_(2**self.step - 1)
+        level = below.add_(part.gt_(dither)).clamp_(0, self.top)
+        codes.copy_(level.mul_(values.sign()) if self.signed else level)
+
+
+class AdamWInBackward(torch.optim.Optimizer):
+    """AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101) that updates while gradients appear.
+
+    Each `backward()` is a step: gradients are gone when it returns, and cannot be accumulated or
+    clipped over several. `step()` only closes the step, for the sake of schedulers.
+
+    Args:
+        parameters: what to train.
+        lr, betas, eps, weight_decay: as in `torch.optim.AdamW`.
+        lambda_l2: weight of ‖W‖₂ in eq. (8); its gradient W / ‖W‖₂ is added in closed form, with
+            the norm at the start of the step.
+        eight_bit: moments as bytes; False keeps float32. Tensors of fewer than 4,096 elements
+            always keep float32: they are where a byte would hurt and save nothing.
+    """
+
+    def __init__(
+        self,
+        parameters: Iterable[nn.Parameter],
+        lr: float = 2e-4,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+        *,
+        lambda_l2: float = 0.0,
+        eight_bit: bool = True,
+    ) -> None:
+        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
+        super().__init__(parameters, defaults)
+        self.lambda_l2 = lambda_l2
+        self.eight_bit = eight_bit
+        self.first = LogQuantizer(signed=True, octaves=20)
+        # The root of the second moment needs half the range of the moment itself.
+        self.second = LogQuantizer(signed=False, octaves=24)
+        self.pull: Tensor | None = None
+        self.hooks = [
+            parameter.register_post_accumulate_grad_hook(self._hook(group))
+            for group in self.param_groups
+            for parameter in group["params"]
+        ]
+
+    def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
+        if closure is not None:
+            raise ValueError("the gradients were applied in backward(): there is no closure to run")
+        self.pull = None
+
+    def detach(self) -> None:
+        """Stop updating: backward() leaves gradients in `.grad` again."""
+        for hook in self.hooks:
+            hook.remove()
+
+    def _hook(self, group: dict[str, Any]) -> Callable[[Tensor], None]:
+        def apply(parameter: Tensor) -> None:
+            if self.pull is None and self.lambda_l2:
+                self.pull = self._weight_pull()
+            self._update(parameter, group)
+            parameter.grad = None
+
+        return apply
+
+    def _weight_pull(self) -> Tensor:
+        weights = [p.detach() for group in self.param_groups for p in group["params"]]
+        return self.lambda_l2 / torch.nn.utils.get_total_norm(weights)
+
+    @torch.no_grad()
+    def _update(self, parameter: Tensor, group: dict[str, Any]) -> None:
+        assert parameter.grad is not None
+        state = self.state[parameter]
+        if not state:
+            state.update(self._new_state(parameter))
+        state["step"] += 1
+        if "exp_avg" in state:
+            weights, grad = parameter.view(-1), parameter.grad.reshape(-1)
+            first, root = state["exp_avg"], state["root_exp_avg_sq"]
+            self._adamw(weights, grad, first, root, state["step"], group)
+            return
+        flat = parameter.view(-1)
+        grads = parameter.grad.reshape(-1)
+        for start in range(0, len(flat), CHUNK):
+            weights, grad = flat[start : start + CHUNK], grads[start : start + CHUNK]
+            blocks = slice(start // BLOCK, start // BLOCK + -(-len(weights) // BLOCK))
+            first, root = (
+                quantizer.decode(state[f"{name}_codes"][blocks], state[f"{name}_scales"][blocks])
+                for quantizer, name in ((self.first, "exp_avg"), (self.second, "root"))
+            )
+            count = len(weights)
+            self._adamw(
+                weights, grad, first.view(-1)[:count], root.view(-1)[:count], state["step"], group
+            )
+            dither = _dither(first.shape, state["step"], first.device)
+            for quantizer, name, values in (
+                (self.first, "exp_avg", first),
+                (self.second, "root", root),
+            ):
+                codes, scales = state[f"{name}_codes"][blocks], state[f"{name}_scales"][blocks]
+                quantizer.encode(values, codes, scales, dither)
+
+    def _adamw(
+        self, weights: Tensor, grad: Tensor, first: Tensor, root: Tensor, step: int, group: dict
+    ) -> None:
+        """One update of flat tensors, in place; `root` is that of the second moment."""
+        (beta1, beta2), lr = group["betas"], group["lr"]
+        if self.pull is not None:
+            grad = grad + weights * self.pull
+        first.lerp_(grad, 1 - beta1)
+        root.square_().mul_(beta2).addcmul_(grad, grad, value=1 - beta2).sqrt_()
+        weights.mul_(1 - lr * group["weight_decay"])
+        denominator = root.div((1 - beta2**step) ** 0.5).add_(group["eps"])
+        weights.addcdiv_(first, denominator, value=-lr / (1 - beta1**step))
+
+    def _new_state(self, parameter: Tensor) -> dict[str, Any]:
+        if not self.eight_bit or parameter.numel() < 4096:
+            zeros = torch.zeros(parameter.numel(), device=parameter.device)
+            return {"step": 0, "exp_avg": zeros, "root_exp_avg_sq": zeros.clone()}
+        blocks = -(-parameter.numel() // BLOCK)
+        first = self.first.zeros(blocks, parameter.device)
+        second = self.second.zeros(blocks, parameter.device)
+        names = ("exp_avg_codes", "exp_avg_scales", "root_codes", "root_scales")
+        return {"step": 0, **dict(zip(names, itertools.chain(first, second), strict=True))}
+
+
+def _dither(shape: torch.Size, step: int, device: torch.device) -> Tensor:
+    """Evenly spread numbers in [0, 1), others in every step; draws nothing from the generators."""
+    rows, columns = (torch.arange(size, device=device, dtype=torch.float64) for size in shape)
+    across = (columns * GOLDEN).frac().float()
+    down = (rows * 2**0.5 + step * 3**0.5 % 1).frac().float()
+    return (across + down[:, None]).frac_()
