@@ -71,7 +71,9 @@ def find_methods(names: Sequence[str]) -> list[Method]:
         if name not in METHODS:
             near = difflib.get_close_matches(name, METHODS, n=1, cutoff=0.4)
             hint = f"; did you mean {near[0]}?" if near else ""
-            raise UserError(f"--models {name}: unknown method{hint or ';'} Known: {', '.join(METHODS)}")
+            raise UserError(
+                f"--models {name}: unknown method{hint or ';'} Known: {', '.join(METHODS)}"
+            )
     return [METHODS[name] for name in dict.fromkeys(names)]
 
 

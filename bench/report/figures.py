@@ -1,8 +1,9 @@
 """Figures 3 to 5 of the paper, from the files of a run."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import pandas as pd
@@ -10,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 GIB = 2**30
+Trial = tuple[str, int]  # method, repeat
 PARTS = {
     "parameter": "parameters",
     "gradient": "gradients",
@@ -20,10 +22,12 @@ PARTS = {
 # Okabe & Ito's colours can be told apart by the colour-blind; the order below also steps in
 # lightness, and lines differ in dash, for print in greyscale.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")
-PART_COLOURS = dict(zip(PARTS, ("#0072B2", "#56B4E9", "#CC79A7", "#E69F00", "#999999"), strict=True))
+PART_COLOURS = dict(
+    zip(PARTS, ("#0072B2", "#56B4E9", "#CC79A7", "#E69F00", "#999999"), strict=True)
+)
 DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
 
-_STYLE = {
+_STYLE: Any = {
     "font.size": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -93,15 +97,19 @@ def write_temperature(records: pd.DataFrame, samples: pd.DataFrame, out: Path) -
     return _paths(out, name)
 
 
-def _draw_over_window(axes: Axes, records: pd.DataFrame, samples: pd.DataFrame, value) -> bool:  # noqa: ANN001
+def _draw_over_window(
+    axes: Axes,
+    records: pd.DataFrame,
+    samples: pd.DataFrame,
+    value: Callable[[Trial, pd.DataFrame], pd.Series],
+) -> bool:
     """A line a trial, a colour a method; False if there was nothing to draw."""
     methods = list(dict.fromkeys(records["method"]))
     drawn: set[str] = set()
-    for trial, rows in samples.groupby(["method", "repeat"], sort=False):
-        method = trial[0]
+    for (method, repeat), rows in samples.groupby(["method", "repeat"], sort=False):
         if method not in methods:
             continue
-        series = value(trial, rows)
+        series = value((method, repeat), rows)
         if series.notna().sum() < 2:
             continue
         style = methods.index(method)
@@ -111,7 +119,7 @@ def _draw_over_window(axes: Axes, records: pd.DataFrame, samples: pd.DataFrame, 
             color=COLOURS[style % len(COLOURS)], linestyle=DASHES[style % len(DASHES)],
             linewidth=1.5,
         )  # fmt: skip
-        drawn.add(method)
+        drawn.add(str(method))
     if drawn:
         axes.set_xlabel("time in the window (s)")
         axes.set_xlim(left=0)

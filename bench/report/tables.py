@@ -1,5 +1,6 @@
 """Table 2 of the paper: what each method costs, with ratios to the first method of the run."""
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,21 +24,32 @@ class Metric:
     """The column that says where the number came from."""
 
 
+def significant(value: float) -> str:
+    """Three significant digits, never in powers of ten, thousands apart."""
+    if value == 0 or not math.isfinite(value):
+        return f"{value:g}"
+    decimals = max(0, 2 - math.floor(math.log10(abs(value))))
+    return f"{value:,.{decimals}f}"
+
+
 METRICS = (
-    Metric("parameters", "Parameters (M)", lambda v: f"{v / 1e6:.1f}"),
-    Metric("flops_forward", "FLOPs, forward (G, fvcore)", lambda v: f"{v / 1e9:,.1f}"),
-    Metric("flops_step", "FLOPs, whole step (G)", lambda v: f"{v / 1e9:,.1f}"),
+    Metric("parameters", "Parameters (M)", lambda v: significant(v / 1e6)),
+    Metric("flops_forward", "FLOPs, forward (G, fvcore)", lambda v: significant(v / 1e9)),
+    Metric("flops_step", "FLOPs, whole step (G)", lambda v: significant(v / 1e9)),
     Metric(
-        "peak_memory_bytes", "Peak memory (GiB)", lambda v: f"{v / GIB:.3f}", "peak_memory_source"
+        "peak_memory_bytes", "Peak memory (GiB)", lambda v: significant(v / GIB),
+        "peak_memory_source",
     ),
-    Metric("peak_allocated_bytes", "Peak allocated (GiB)", lambda v: f"{v / GIB:.3f}"),
-    Metric("step_time_median_s", "Step time, median (s)", lambda v: f"{v:.3g}"),
-    Metric("energy_per_volume_j", "Energy per volume (J)", lambda v: f"{v:.3g}", "energy_source"),
+    Metric("peak_allocated_bytes", "Peak allocated (GiB)", lambda v: significant(v / GIB)),
+    Metric("step_time_median_s", "Step time, median (s)", significant),
+    Metric("energy_per_volume_j", "Energy per volume (J)", significant, "energy_source"),
     Metric(
-        "energy_per_parameter_j", "Energy per parameter (µJ)", lambda v: f"{v * 1e6:.3g}",
+        "energy_per_parameter_j", "Energy per parameter (µJ)", lambda v: significant(v * 1e6),
         "energy_source",
     ),
-    Metric("temperature_peak_c", "Peak temperature (°C)", lambda v: f"{v:.0f}", "temperature_source"),
+    Metric(
+        "temperature_peak_c", "Peak temperature (°C)", lambda v: f"{v:.0f}", "temperature_source"
+    ),
 )  # fmt: skip
 
 
@@ -155,9 +167,9 @@ def _grid(table: pd.DataFrame) -> Iterator[list[str]]:
 
 
 def _pairs(rows: pd.DataFrame, methods: list[str]) -> Iterator[tuple[float, float]]:
-    by_method = rows.set_index("method")
+    values = dict(zip(rows["method"], zip(rows["value"], rows["ratio"], strict=True), strict=True))
     for name in methods:
-        yield by_method.loc[name, "value"], by_method.loc[name, "ratio"]
+        yield values[name]
 
 
 def _shown(metric: Metric, value: float, ratio: float) -> str:
@@ -183,5 +195,7 @@ def _all(records: pd.DataFrame, column: str) -> str:
 
 def _latex_escape(text: str) -> str:
     for character in "\\&%_#$":
-        text = text.replace(character, rf"\{character}" if character != "\\" else r"\textbackslash ")
+        text = text.replace(
+            character, rf"\{character}" if character != "\\" else r"\textbackslash "
+        )
     return text.replace("µ", r"\textmu{}").replace("×", r"$\times$").replace("°", r"\textdegree{}")

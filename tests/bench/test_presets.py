@@ -1,0 +1,86 @@
+"""Workloads: what each method trains on in each preset (DESIGN §6)."""
+
+import pytest
+
+from bench.errors import UserError
+from bench.methods import METHODS, find_methods
+from bench.presets import PRESETS, Overrides
+
+IDM_CHANNELS = (64, 128, 256, 512, 1024, 2048)
+
+
+def test_the_names_are_those_of_the_design():
+    assert set(PRESETS) == {"small", "paper", "equal", "full-volume"}
+    assert {"unet", "checkpoint", "patchddm", "idm", "idm-stored"} <= set(METHODS)
+
+
+@pytest.mark.parametrize("name", list(METHODS))
+def test_small_is_the_same_for_all(name):
+    work = METHODS[name].workload("small")
+    assert (work.volume, work.batch_size, work.precision) == (32, 2, "fp32")
+    assert work.channels == (32, 64, 128, 256)
+
+
+def test_paper_is_each_methods_published_setting():
+    idm = METHODS["idm"].workload("paper")
+    assert (idm.volume, idm.patch, idm.batch_size, idm.precision) == (64, 64, 4, "fp32")
+    assert (idm.channels, idm.couplings) == (IDM_CHANNELS, 2)
+    patchddm = METHODS["patchddm"].workload("paper")
+    assert (patchddm.volume, patchddm.patch, patchddm.batch_size) == (256, 128, 1)
+    assert patchddm.channels == tuple(29 * m for m in (1, 3, 4, 4, 4, 4, 4))
+    assert patchddm.precision == "bf16"
+    for name in ("unet", "checkpoint"):
+        work = METHODS[name].workload("paper")
+        assert (work.volume, work.batch_size, work.precision) == (64, 4, "fp32")
+
+
+@pytest.mark.parametrize("name", list(METHODS))
+def test_equal_and_full_volume_give_every_method_the_same_tensor(name):
+    equal = METHODS[name].workload("equal")
+    assert (equal.volume, equal.patch, equal.batch_size, equal.precision) == (64, 64, 4, "fp32")
+    full = METHODS[name].workload("full-volume")
+    assert (full.volume, full.patch, full.batch_size) == (256, 256, 1)
+    assert equal.channels == METHODS[name].workload("paper").channels
+
+
+def test_a_flag_beats_the_preset():
+    work = METHODS["patchddm"].workload(
+        "paper", Overrides(volume=128, batch_size=2, precision="fp32", modality=("t1", "t2"))
+    )
+    assert (work.volume, work.patch) == (128, 64)  # the published ratio
+    assert (work.batch_size, work.precision, work.modality) == (2, "fp32", ("t1", "t2"))
+    assert METHODS["patchddm"].workload("paper", Overrides(patch=192)).patch == 192
+
+
+def test_unknown_names_are_refused_in_one_line():
+    with pytest.raises(UserError, match="did you mean idm"):
+        find_methods(["imd"])
+    with pytest.raises(UserError, match="small, paper, equal, full-volume"):
+        METHODS["idm"].workload("large")
+
+
+def test_methods_are_taken_once_each_in_the_order_named():
+    assert [m.name for m in find_methods(["idm", "unet", "idm"])] == ["idm", "unet"]
+
+
+def test_methods_know_nothing_of_the_harness():
+    """models/ and baselines/ import nothing of bench/; only bench/methods.py knows them."""
+    import ast
+    from pathlib import Path
+
+    root = Path(__file__).parents[2]
+
+    def imported(path: Path) -> set[str]:
+        names = set()
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                names |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                names.add(node.module.split(".")[0])
+        return names
+
+    methods = [*root.glob("models/**/*.py"), *root.glob("baselines/**/*.py")]
+    assert len(methods) > 8
+    assert not [path for path in methods if "bench" in imported(path)]
+    knows = {p.name for p in root.glob("bench/**/*.py") if imported(p) & {"models", "baselines"}}
+    assert knows == {"methods.py"}
