@@ -152,6 +152,9 @@ def iterate_batches(
 
 def measure_step(step: TrainingStep, batch: Tensor, probes: tuple[str, ...]) -> Columns:
     """One whole step in steady state under the step probes."""
+    # The step begins with this anyway; done before, because the allocator's log does not show the
+    # release of what was there when it was opened.
+    step.optimizer.zero_grad(set_to_none=True)
     memory = MemoryProbe(step.network, step.optimizer, step.device, [batch])
     watching: list[Probe] = []
     if "memory" in probes:
