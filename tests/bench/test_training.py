@@ -125,3 +125,14 @@ def test_every_epoch_shows_every_volume_once_in_a_new_order():
     assert shown[:6] != shown[6:]
     assert order(0) == shown
     assert order(1) != shown
+
+
+@pytest.mark.parametrize("method", ["checkpoint", "patchddm", "idm"])
+def test_two_modalities_are_two_channels(method):
+    overrides = replace(TINY, volume=16, batch_size=1, modality=("t1", "t2"))
+    work = METHODS[method].workload("small", overrides)
+    torch.manual_seed(0)
+    step = TrainingStep(METHODS[method].build(work), work)
+    assert torch.isfinite(step(torch.rand(1, 2, 16, 16, 16)))
+    x_t, t, _, _ = step.noised(torch.rand(1, 2, 16, 16, 16))
+    assert step.network(x_t, t).shape == x_t.shape == (1, 2, *x_t.shape[2:])
