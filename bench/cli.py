@@ -16,6 +16,7 @@ from rich.console import Console
 from bench.errors import UserError
 from bench.presets import Overrides
 
+
 @dataclass
 class RunCommand:
     """Train every method for a fixed window on real volumes, and measure what it costs.
@@ -57,6 +58,20 @@ class RunCommand:
     """Grid whose CO₂ intensity applies, as ISO 3166-1 alpha-3 (CHE, USA); default: the world."""
     sample_hz: float = 10.0
     """How often power, temperature and load are read."""
+    card: str | None = None
+    """NVIDIA card whose energy and temperature are measured: nvidia-smi's index, UUID or MIG id
+    (default: the one that --device names)."""
+    idle: float = 2.0
+    """Seconds of rest before the first trial, to measure what the device draws idle; 0 for none."""
+    cooldown: float = 120.0
+    """Before each trial, wait at most so many seconds until the device is back within 2 °C of the
+    first trial's start; 0 to go on at once."""
+    memory_limit: str | None = None
+    """Memory of its own that a trial's process may have, such as 8GiB; beyond it is `oom`."""
+    strict: bool = False
+    """Do not start while something else uses the machine; a trial that had company is `failed`."""
+    resume: Path | None = None
+    """Run folder to complete: runs what is missing in it and nothing else."""
 
     def execute(self, console: Console) -> int:
         from bench.benchmark import run_benchmark

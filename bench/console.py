@@ -80,6 +80,9 @@ class ConsoleDisplay:
     def trial_ends(self, record: Record) -> None:
         self._progress.remove_task(self._task)
         self.console.print(Text(f"{self._title}: {summary(record)}", style=_style(record)))
+        for line in (record.contention, record.warnings):
+            if line is not None:
+                self.console.print(Text(f"{self._title}: {line}", style="yellow"))
 
     def note(self, text: str) -> None:
         self.console.print(Text(text, style="bold"))
@@ -98,7 +101,8 @@ def summary(record: Record) -> str:
     if record.status != "ok":
         steps = f" after {record.steps} steps" if record.steps else ""
         return f"{record.status}{steps}: {record.error or 'kept what was measured'}"
-    assert record.steps is not None and record.step_time_median_s is not None
+    assert record.steps is not None
+    assert record.step_time_median_s is not None
     text = f"ok, {record.steps} steps of {record.step_time_median_s:.2f} s"
     if record.peak_memory_bytes is not None:
         text += f", peak {gib(record.peak_memory_bytes)}"

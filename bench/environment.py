@@ -3,8 +3,9 @@
 import os
 import platform
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,7 @@ from bench.probes.host import device_name
 from bench.trial import Plan
 
 
-def describe_environment(
-    command: Sequence[str], plans: Sequence[Plan]
-) -> dict[str, Any]:
+def describe_environment(command: Sequence[str], plans: Sequence[Plan]) -> dict[str, Any]:
     """What `environment.json` holds: enough to know what was measured, and to run it again."""
     return {
         "command": list(command),
@@ -28,6 +27,22 @@ def describe_environment(
         "versions": _versions(),
         "git": _git(),
     }
+
+
+def describe_resumption(
+    command: Sequence[str], environment: Mapping[str, Any]
+) -> tuple[dict[str, Any], list[str]]:
+    """What to add for the trials that follow, and what is not as it was for those before."""
+    now = {"hardware": _hardware(), "versions": _versions(), "git": _git()}
+    changes = []
+    for topic, values in now.items():
+        before = environment.get(topic)
+        before = before if isinstance(before, dict) else {}
+        for name, value in values.items():
+            if before.get(name) != value:
+                changes.append(f"{name} was {before.get(name)}, is {value}")
+    stamp = datetime.now(UTC).isoformat(timespec="seconds")
+    return {"at": stamp, "command": list(command), **now}, changes
 
 
 def _hardware() -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """From what a person typed to the plans of the trials; whatever is wrong with it is said here."""
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,10 +10,10 @@ import torch
 
 from bench.data import Source, open_source
 from bench.errors import UserError
-from bench.methods import Method, find_methods
+from bench.methods import METHODS, Method, find_methods
 from bench.presets import Overrides, Workload
+from bench.training import Window
 from bench.trial import Plan
-from bench.training import Training, Window
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,45 @@ class DataChoice:
     data: str
     data_dir: Path | None = None
     subjects: int | None = None
+
+
+@dataclass(frozen=True)
+class Plans:
+    """The plans of a run, as environment.json holds them."""
+
+    trials: tuple[Plan, ...]
+
+
+def check_plans(plans: Sequence[Plan]) -> None:
+    """ValueError for plans that no command makes, in a file that somebody changed."""
+    if not plans:
+        raise ValueError("no trials")
+    if len({(plan.method, plan.repeat) for plan in plans}) < len(plans):
+        raise ValueError("a trial is there twice")
+    for plan in plans:
+        work = plan.work
+        if plan.method not in METHODS:
+            raise ValueError(f"{plan.method!r:.40} is no method of this version")
+        if min(work.volume, work.patch, work.batch_size, work.couplings, *work.channels) < 1:
+            raise ValueError(f"{plan.method}: sizes must be at least 1")
+        if not 0 < plan.sample_hz <= 1000:
+            raise ValueError(f"{plan.method}: sample_hz must be more than 0, at most 1000")
+
+
+def chosen_by(plans: Sequence[Plan]) -> list[tuple[Method, Workload]]:
+    """Each method of these plans with what it trains on."""
+    return [(METHODS[plan.method], plan.work) for plan in plans]
+
+
+def parse_bytes(flag: str, text: str | None) -> int | None:
+    """`8GiB`, `500MB` or a plain number of bytes; UserError otherwise. GiB is 1024³, GB 1000³."""
+    if text is None:
+        return None
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:([KMGT])(i?))?B?", text.strip(), re.IGNORECASE)
+    if match is None or float(match[1]) <= 0:
+        raise UserError(f"{flag} {text}: give a size such as 8GiB or 500MB")
+    power = " KMGT".index(match[2].upper()) if match[2] else 0
+    return round(float(match[1]) * (1024 if match[3] else 1000) ** power)
 
 
 def choose_device(name: str) -> torch.device:

@@ -11,10 +11,15 @@ Units are in the names; bytes are bytes. An empty cell means "not available", ne
 """
 
 import csv
+import errno
+import fcntl
+import io
 import json
 import os
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+import stat
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import MISSING, dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -97,7 +102,21 @@ class Record:
     """Width of each level, finest first."""
     co2_source: str | None = None
     warnings: str | None = None
-    """What a reader of this row should know, separated by "; "."""
+    """What could not be measured as it should, separated by "; "."""
+    contention: str | None = None
+    """What else used the machine, separated by "; "."""
+    throttled: str | None = None
+    """Why the card was slower than asked, and in how many readings."""
+    other_load_percent: float | None = None
+    """Share of all cores that something else took in the window."""
+    idle_power_w: float | None = None
+    """Of the device before the first trial, from the same source as the energy."""
+    energy_above_idle_j: float | None = None
+    """`energy_j` less what the device would have drawn idle."""
+    sample_rate_hz: float | None = None
+    """How often power, temperature and load were read."""
+    sample_late_p95_s: float | None = None
+    """95 % of those readings were at most this late."""
 
 
 @dataclass(kw_only=True)
@@ -115,6 +134,8 @@ class Sample:
     memory_bytes: int | None = None
     """Resident memory of the process; on CUDA, what its allocator gave out."""
     utilization_percent: float | None = None
+    clock_mhz: float | None = None
+    """Of the card's multiprocessors."""
 
 
 @dataclass(kw_only=True)
@@ -132,6 +153,8 @@ class Step:
     """Eq. (8)."""
 
 
+MOST_CSV_BYTES = 2**29  # a week of samples at 10 Hz
+MOST_JSON_BYTES = 2**24
 TABLES: Mapping[str, type] = {"runs.csv": Record, "samples.csv": Sample, "steps.csv": Step}
 
 
@@ -155,39 +178,103 @@ class Run:
             raise UserError(f"--out {out}: cannot be written ({error.strerror})") from None
         return run
 
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other benchmarks out of this folder; the lock ends with the process, however."""
+        try:
+            folder = os.open(self.folder, os.O_RDONLY)
+        except OSError as error:
+            raise UserError(f"{self.folder}: cannot be opened ({error.strerror})") from None
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{self.folder}: another benchmark is writing there") from None
+        except OSError:
+            pass  # a file system without locks
+        try:
+            yield
+        finally:
+            os.close(folder)
+
     def append(self, row: Record | Sample | Step) -> None:
-        """Add a row to its table and flush it to the file."""
+        """Add a row to its table; UserError where the disk refuses, with the rows before intact.
+
+        A row is one line, handed to the kernel before this returns. A trial's record, which ends
+        minutes of work, is also forced to the disk.
+        """
         name = next(name for name, row_type in TABLES.items() if isinstance(row, row_type))
-        with (self.folder / name).open("a", newline="") as file:
-            csv.writer(file).writerow([_cell(getattr(row, f.name)) for f in fields(row)])
+        line = io.StringIO(newline="")
+        csv.writer(line).writerow([_cell(getattr(row, f.name)) for f in fields(row)])
+        with self._writing(name), (self.folder / name).open("ab", buffering=0) as file:
+            end = file.seek(0, os.SEEK_END)
+            content = line.getvalue().encode()
+            try:
+                if file.write(content) < len(content):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                if isinstance(row, Record):
+                    os.fsync(file.fileno())
+            except OSError:
+                file.truncate(end)  # half a row is none
+                raise
 
     def write_environment(self, environment: Mapping[str, Any]) -> None:
+        """UserError where the disk refuses; what was there before stays."""
         text = json.dumps(environment, indent=2, ensure_ascii=False)
-        temporary = self.folder / "environment.json.part"
-        temporary.write_text(text + "\n")
-        os.replace(temporary, self.folder / "environment.json")
+        with self._writing("environment.json"):
+            _replace(self.folder / "environment.json", text + "\n")
+
+    def mend(self) -> None:
+        """Make a run that was killed whole: no half-written line, no piece of a trial.
+
+        What a trial without a record left in `steps.csv` and `samples.csv` goes, because that
+        trial will run again.
+        """
+        finished: set[tuple[str, ...]] = set()
+        for name, row_type in TABLES.items():  # runs.csv is the first
+            self._read(name, row_type)  # refuses what is not a table
+            text = io.StringIO(_finished_lines(self.folder / name), newline="")
+            header, *rows = (row for row in csv.reader(text) if row)
+            if row_type is Record:
+                finished = {tuple(row[:2]) for row in rows}  # method, repeat
+            mended = io.StringIO(newline="")
+            csv.writer(mended).writerows([header, *(r for r in rows if tuple(r[:2]) in finished)])
+            with self._writing(name):
+                _replace(self.folder / name, mended.getvalue())
 
     def environment(self) -> dict[str, Any]:
         """What `environment.json` says; UserError where it is missing or damaged."""
         path = self.folder / "environment.json"
         try:
-            value = json.loads(path.read_text())
-        except FileNotFoundError:
-            raise UserError(f"{path}: missing; is {self.folder} the folder of a run?") from None
-        except (ValueError, OSError) as error:
-            raise UserError(f"{path}: cannot be read as JSON ({error})") from None
+            value = json.loads(_read_text(path, MOST_JSON_BYTES))
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{path}: cannot be read as JSON ({_one_line(error)})") from None
         if not isinstance(value, dict):
             raise UserError(f"{path}: not an object; restore the file that the run wrote")
         return value
 
     def records(self) -> pd.DataFrame:
-        return read_table(self.folder / "runs.csv", Record)
+        return self._read("runs.csv", Record)
 
     def samples(self) -> pd.DataFrame:
-        return read_table(self.folder / "samples.csv", Sample)
+        return self._read("samples.csv", Sample)
 
     def steps(self) -> pd.DataFrame:
-        return read_table(self.folder / "steps.csv", Step)
+        return self._read("steps.csv", Step)
+
+    def _read(self, name: str, row_type: type) -> pd.DataFrame:
+        """A table of ours, which may have been killed while it wrote its last line."""
+        path = self.folder / name
+        return _parse(path, _finished_lines(path), row_type)
+
+    @contextmanager
+    def _writing(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise UserError(
+                f"{self.folder / name}: cannot be written ({error.strerror}). What was measured "
+                f"before is kept; make room, then: python run_bench.py --resume {self.folder}"
+            ) from None
 
 
 def column_names(row_type: type) -> list[str]:
@@ -200,25 +287,76 @@ def read_table(path: Path, row_type: type) -> pd.DataFrame:
     Whole numbers are read as pandas' nullable integers, so that bytes stay exact beside empty
     cells.
     """
+    return _parse(path, _read_text(path, MOST_CSV_BYTES), row_type)
+
+
+def _parse(path: Path, text: str, row_type: type) -> pd.DataFrame:
     try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, na_values=[""])
-    except FileNotFoundError:
-        raise UserError(f"{path}: missing; is {path.parent} the folder of a run?") from None
-    except (ValueError, OSError) as error:
-        raise UserError(f"{path}: cannot be read as CSV ({' '.join(str(error).split())})") from None
-    missing = [name for name in column_names(row_type) if name not in table]
-    if missing:
-        raise UserError(f"{path}: lacks the column {missing[0]}; is it of this version?")
+        table = pd.read_csv(
+            io.StringIO(text), dtype=str, keep_default_na=False, na_values=[""], index_col=False
+        )
+    except ValueError as error:
+        raise UserError(f"{path}: cannot be read as CSV ({_one_line(error)})") from None
     for field_ in fields(row_type):
-        kinds = get_args(field_.type) or (field_.type,)
+        name, kinds = field_.name, get_args(field_.type) or (field_.type,)
+        if name not in table:
+            raise UserError(f"{path}: lacks the column {name}; is it of this version?")
         try:
             if int in kinds:
-                table[field_.name] = table[field_.name].astype("Int64")
+                table[name] = table[name].astype("Int64")
             elif float in kinds:
-                table[field_.name] = pd.to_numeric(table[field_.name])
+                table[name] = pd.to_numeric(table[name]).astype(float)
         except (ValueError, TypeError, OverflowError):
-            raise UserError(f"{path}: column {field_.name} holds what is not a number") from None
+            raise UserError(f"{path}: column {name} holds what is not a number") from None
+        if field_.default is MISSING and table[name].isna().any() and name != "loss":
+            raise UserError(f"{path}: column {name} has an empty cell")  # a loss may be nan
+    if row_type is Record and not table["status"].dropna().isin(get_args(Status)).all():
+        raise UserError(
+            f"{path}: column status holds what is none of {', '.join(get_args(Status))}"
+        )
     return table
+
+
+def _finished_lines(path: Path) -> str:
+    """The text of a table up to its last end of line: what follows was cut off."""
+    text = _read_text(path, MOST_CSV_BYTES)
+    return text[: text.rfind("\n") + 1]
+
+
+def _read_text(path: Path, most_bytes: int) -> str:
+    """The text of an ordinary file; UserError for anything else, before it is opened."""
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):  # a pipe would keep us waiting, /dev/zero for ever
+            raise UserError(f"{path}: not a file")
+        if status.st_size > most_bytes:
+            raise UserError(f"{path}: {status.st_size} bytes are more than any run writes")
+        return path.read_bytes().decode()
+    except FileNotFoundError:
+        raise UserError(f"{path}: missing; is {path.parent} the folder of a run?") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: cannot be read as text (it is not UTF-8)") from None
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    temporary = path.with_name(path.name + ".part")
+    try:
+        with temporary.open("wb") as file:
+            file.write(text.encode())
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200]
 
 
 def write_records(path: Path, records: Iterable[Record]) -> None:
@@ -241,5 +379,7 @@ def _make_new_folder(out: Path, name: str) -> Path:
 
 
 def _cell(value: Any) -> Any:
-    """Whole digits for floats: what was measured is what is read back."""
+    """Whole digits for floats, so that what was measured is read back; text without line ends."""
+    if isinstance(value, str):
+        return " ".join(value.replace("\0", " ").split())
     return repr(value) if isinstance(value, float) else value

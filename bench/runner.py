@@ -1,4 +1,4 @@
-"""Runs the trials of a benchmark one after another, each in its own process, and keeps every row."""
+"""Runs the trials of a benchmark, each in its own process, and keeps every row."""
 
 import json
 import os
@@ -13,8 +13,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
+from bench.errors import UserError
+from bench.fairness import Referee
+from bench.probes import add_columns
 from bench.results import Record, Run, Sample, Status, Step, column_names
-from bench.trial import Plan, planned_columns
+from bench.training import StepTime
+from bench.trial import Plan, planned_columns, window_columns
 
 _POLL_S = 0.25  # how soon an interrupt or a time-out is noticed
 
@@ -50,12 +54,17 @@ class Interrupt:
 
 
 def run_trials(
-    run: Run, plans: Sequence[Plan], display: Display, timeout: float | None = None
+    run: Run,
+    plans: Sequence[Plan],
+    display: Display,
+    timeout: float | None = None,
+    referee: Referee | None = None,
 ) -> list[Record]:
     """Carry out `plans` in order; returns their records, which are in `runs.csv` already.
 
     Args:
         timeout: seconds without a finished step or stage after which a trial is given up.
+        referee: sees to it that the trials are measured alike; None: nobody does.
     """
     records = []
 
@@ -68,8 +77,16 @@ def run_trials(
 
     with Interrupt(notice) as interrupt:
         for number, plan in enumerate(plans, 1):
+            warnings, contention = [], []
+            if referee is not None:
+                warnings = referee.wait_until_cool(display.note, lambda: interrupt.count > 0)
+                contention = referee.look_around()
+            if interrupt.count:
+                break
             display.trial_begins(plan, number, len(plans))
-            record = run_trial(run, plan, display, interrupt, timeout)
+            record = run_trial(run, plan, display, interrupt, timeout, warnings, contention)
+            if referee is not None:
+                referee.judge(record)
             run.append(record)
             display.trial_ends(record)
             records.append(record)
@@ -79,16 +96,26 @@ def run_trials(
 
 
 def run_trial(
-    run: Run, plan: Plan, display: Display, interrupt: Interrupt, timeout: float | None = None
+    run: Run,
+    plan: Plan,
+    display: Display,
+    interrupt: Interrupt,
+    timeout: float | None = None,
+    warnings: Sequence[str] = (),
+    contention: Sequence[str] = (),
 ) -> Record:
-    """One trial in a process of its own; its steps and samples are appended as they come."""
+    """One trial in a process of its own; its steps and samples are appended as they come.
+
+    Args:
+        warnings, contention: what is known of it before it starts, for its record.
+    """
     record = Record(
         method=plan.method,
         repeat=plan.repeat,
         started_at=datetime.now(UTC).isoformat(timespec="seconds"),
     )
-    _fill(record, planned_columns(plan))
-    warnings: list[str] = []
+    columns = planned_columns(plan) | {"warnings": list(warnings), "contention": list(contention)}
+    steps: list[StepTime] = []
     ended: dict[str, Any] = {}
     kills_before = _oom_kills()
 
@@ -97,11 +124,9 @@ def run_trial(
             case "stage":
                 display.stage(event["name"])
             case "columns":
-                columns = event["columns"]
-                if columns.get("warnings"):
-                    warnings.append(columns.pop("warnings"))
-                _fill(record, columns)
+                add_columns(columns, event["columns"])
             case "step":
+                steps.append(StepTime(**event))
                 step = Step(method=plan.method, repeat=plan.repeat, **event)
                 run.append(step)
                 display.step(step, plan.window.fraction(step.step, step.elapsed_s))
@@ -115,7 +140,12 @@ def run_trial(
     log = run.folder / "logs" / f"{plan.method}-{plan.repeat}.log"
     outcome = _follow(_start(plan, log), handle, interrupt, timeout)
     record.status, record.error = _verdict(ended, outcome, timeout, _oom_kills() > kills_before)
-    record.warnings = "; ".join(dict.fromkeys(warnings)) or None
+    if steps and "steps" not in columns:  # it died before it could add them up
+        columns |= window_columns(steps, plan.work.batch_size)
+    for name in ("warnings", "contention"):
+        columns[name] = "; ".join(columns[name]) or None
+    for name in columns.keys() & set(column_names(Record)):
+        setattr(record, name, columns[name])
     return record
 
 
@@ -135,11 +165,15 @@ class _Outcome:
 
 def _start(plan: Plan, log: Path) -> _Child:
     """A fresh interpreter with the plan on its standard input and a pipe for its events."""
-    log.parent.mkdir(exist_ok=True)
+    try:
+        log.parent.mkdir(exist_ok=True)
+        output = log.open("w")
+    except OSError as error:
+        raise UserError(f"{log}: cannot be written ({error.strerror})") from None
     read_end, write_end = os.pipe()
     root = str(Path(__file__).parent.parent)
     paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
-    with log.open("w") as output:
+    with output:
         process = subprocess.Popen(
             [sys.executable, "-m", "bench.trial", str(write_end)],
             stdin=subprocess.PIPE,
@@ -167,12 +201,13 @@ def _follow(
     timeout: float | None,
 ) -> _Outcome:
     """Pass the child's events on until it ends, or is made to end."""
-    passed_on = timed_out = stopped = False
+    is_up = passed_on = timed_out = stopped = False
     last_progress = time.monotonic()
     buffer = b""
     try:
         while True:
-            if interrupt.count >= 1 and not passed_on:
+            # Before its first event, an interrupt would end it instead of being noted.
+            if interrupt.count >= 1 and is_up and not passed_on:
                 child.process.send_signal(signal.SIGINT)
                 passed_on = True
             stopped = stopped or interrupt.count >= 2
@@ -188,6 +223,7 @@ def _follow(
                 break
             *lines, buffer = (buffer + chunk).split(b"\n")
             for line in lines:
+                is_up = True
                 event = json.loads(line)
                 if event["event"] != "sample":  # samples come also from a step that hangs
                     last_progress = time.monotonic()
@@ -215,11 +251,6 @@ def _verdict(
         name = signal.Signals(-outcome.returncode).name
         return "failed", f"the trial's process was ended by {name}"
     return "failed", f"the trial's process ended with status {outcome.returncode}; see logs/"
-
-
-def _fill(record: Record, columns: dict[str, Any]) -> None:
-    for name in columns.keys() & set(column_names(Record)):
-        setattr(record, name, columns[name])
 
 
 def _oom_kills() -> int:

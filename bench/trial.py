@@ -6,18 +6,14 @@ goes out as JSON lines the moment it exists, so that a trial that dies leaves al
 """
 
 import json
-import math
 import os
 import random
-import resource
 import signal
 import statistics
 import sys
 import threading
-import time
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
@@ -27,16 +23,20 @@ import torch
 from torch import Tensor
 
 from bench.data import load
+from bench.errors import last_line
 from bench.methods import METHODS
+from bench.plain import from_plain
 from bench.presets import Workload
-from bench.probes import Columns, Probe, SampledProbe
+from bench.probes import Columns, Probe, SampledProbe, add_columns
 from bench.probes.energy import EnergyProbe, co2_kg, open_meter
 from bench.probes.flops import FlopProbe, forward_flops
 from bench.probes.host import HostProbe, device_name
 from bench.probes.memory import AllocatorProbe, MemoryProbe
-from bench.probes.nvml import Card
+from bench.probes.nvml import Card, CardProbe, CardUnavailable
+from bench.probes.sampling import percentile_95, sampling
 from bench.probes.temperature import open_thermometer
-from bench.training import Training, TrainingStep, Window
+from bench.process import die_with_parent, limit_memory, offer_to_the_oom_killer
+from bench.training import StepTime, Training, TrainingStep, Window
 
 PROBES = ("memory", "flops", "energy", "temperature", "host")
 
@@ -61,24 +61,17 @@ class Plan:
     country: str | None = None
     """ISO 3166-1 alpha-3 code of the grid for CO₂; None: the world's mean."""
     memory_limit: int | None = None
-    """Bytes of address space for the trial's process; None: no limit."""
+    """Bytes of memory of its own that the trial's process may have; None: no limit."""
+    card: str | None = None
+    """NVIDIA card to measure, by NVML's index, UUID or MIG id; None: the one that is `device`."""
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
 
     @classmethod
     def from_json(cls, text: str) -> "Plan":
-        raw = json.loads(text)
-        work = raw.pop("work")
-        for name in ("channels", "modality"):
-            work[name] = tuple(work[name])
-        return cls(
-            work=Workload(**work),
-            training=Training(**raw.pop("training")),
-            window=Window(**raw.pop("window")),
-            probes=tuple(raw.pop("probes")),
-            **raw,
-        )
+        """Raises ValueError for what is not a plan."""
+        return from_plain(cls, json.loads(text))
 
 
 @dataclass
@@ -89,6 +82,7 @@ class Events:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def send(self, kind: str, **values: Any) -> None:
+        """Raises BrokenPipeError when the parent is gone."""
         with self._lock:  # the sampling thread and the training loop both speak
             self.stream.write(json.dumps({"event": kind, **values}) + "\n")
             self.stream.flush()
@@ -114,12 +108,15 @@ def run(plan: Plan, events: Events, should_stop: Any = lambda: False) -> None:
 
     events.stage("warm-up")
     step(next(batches))
+    if should_stop():
+        return
     events.stage("measuring one step")
     events.columns(measure_step(step, next(batches), plan.probes))
+    if should_stop():
+        return
 
     events.stage("window")
-    columns = measure_window(step, batches, plan, events, should_stop)
-    events.columns(columns)
+    measure_window(step, batches, plan, events, should_stop)
 
 
 def planned_columns(plan: Plan) -> Columns:
@@ -177,81 +174,67 @@ def measure_step(step: TrainingStep, batch: Tensor, probes: tuple[str, ...]) -> 
 
 def measure_window(
     step: TrainingStep, batches: Iterator[Tensor], plan: Plan, events: Events, should_stop: Any
-) -> Columns:
-    """The window under the window probes; its steps are sent as they end."""
-    card = Card.open(step.device.index or 0) if step.device.type == "cuda" else None
-    probes: list[SampledProbe] = []
-    if "host" in plan.probes:
-        probes.append(HostProbe(step.device, card))
-    if "temperature" in plan.probes and (thermometer := open_thermometer(step.device, card)):
-        probes.append(thermometer)
-    if "energy" in plan.probes and (meter := open_meter(step.device, card)):
-        probes.append(EnergyProbe(meter))
-
-    steps = []
+) -> None:
+    """The window under the window probes; its steps and samples are sent as they come."""
     columns: Columns = {}
-    started = time.perf_counter()
+    probes = open_probes(plan, columns)
+    steps: list[StepTime] = []
     try:
-        with sampling(probes, plan.sample_hz, events, columns):
-            started = time.perf_counter()
+        with sampling(probes, plan.sample_hz, events.send, columns):
             for done in plan.window.train(step, batches, step.device, should_stop):
                 steps.append(done)
                 events.send("step", **asdict(done))
     finally:  # also of a window that broke off
-        window_s = time.perf_counter() - started
-        if card is not None and card.warnings:
-            columns["warnings"] = "; ".join(card.warnings)
         if steps:
-            columns |= window_columns(steps, window_s, plan.work.batch_size)
+            columns |= window_columns(steps, plan.work.batch_size)
             columns |= energy_columns(columns, step.network, plan)
         events.columns(columns)
-    return columns
 
 
-@contextmanager
-def sampling(
-    probes: list[SampledProbe], hertz: float, events: Events, columns: Columns
-) -> Iterator[None]:
-    """Read the probes at a steady rate in a thread; their columns are there at the end."""
-    stop = threading.Event()
-    started = time.perf_counter()
+def open_probes(plan: Plan, columns: Columns) -> list[SampledProbe]:
+    """What can be measured here during a window; what cannot is warned of in `columns`.
 
-    def read() -> None:
-        sample: Columns = {"elapsed_s": time.perf_counter() - started}
-        for probe in probes:
-            sample |= probe.sample()
-        events.send("sample", **sample)
-
-    def repeat() -> None:
-        due = started
-        while True:
-            due += 1 / hertz  # from a fixed grid, so that delays do not add up
-            if stop.wait(max(0.0, due - time.perf_counter())):
-                return
-            read()
-
-    for probe in probes:
-        probe.start()
-    read()
-    thread = threading.Thread(target=repeat, name="probes", daemon=True)
-    thread.start()
+    Energy comes last: it starts last and stops first, so that it sees the window and no more.
+    """
+    device = torch.device(plan.device)
+    card = None
     try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
-        read()
-        for probe in probes:
-            columns |= probe.stop()
+        card = open_card(plan)
+    except CardUnavailable as why:
+        add_columns(columns, {"warnings": [str(why)]})
+        device = torch.device("cuda")  # the CPU's energy is not what was asked for
+    probes: list[SampledProbe] = []
+    if "host" in plan.probes:
+        probes.append(HostProbe(torch.device(plan.device)))
+    if card is not None:
+        probes.append(CardProbe(card))
+        if device.type == "cpu":
+            note = f"energy and temperature are those of the card {card.name()} (--card)"
+            add_columns(columns, {"warnings": [note]})
+    if "temperature" in plan.probes and (thermometer := open_thermometer(device, card)):
+        probes.append(thermometer)
+    if "energy" in plan.probes and (meter := open_meter(device, card)):
+        probes.append(EnergyProbe(meter))
+    return probes
 
 
-def window_columns(steps: list[Any], window_s: float, batch_size: int) -> Columns:
-    times = sorted(done.step_time_s for done in steps)
+def open_card(plan: Plan) -> Card | None:
+    """The card to measure, if it is one; raises CardUnavailable where it cannot be read."""
+    device = torch.device(plan.device)
+    if plan.card is not None:
+        return Card.open(visible=plan.card)
+    return Card.open(device.index or 0) if device.type == "cuda" else None
+
+
+def window_columns(steps: Sequence[StepTime], batch_size: int) -> Columns:
+    """What follows from the steps of a window; `window_s` ends with the last of them."""
+    times = [done.step_time_s for done in steps]
+    window_s = steps[-1].elapsed_s
     return {
         "steps": len(steps),
         "window_s": window_s,
         "step_time_median_s": statistics.median(times),
-        "step_time_p95_s": times[math.ceil(0.95 * len(times)) - 1],  # nearest rank
+        "step_time_p95_s": percentile_95(times),
         "volumes_per_s": len(steps) * batch_size / window_s,
         "loss_first": steps[0].loss,
         "loss_last": steps[-1].loss,
@@ -275,44 +258,33 @@ def energy_columns(columns: Columns, network: torch.nn.Module, plan: Plan) -> Co
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether this is how the device, or the machine, says that memory is gone."""
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
-        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+        isinstance(error, RuntimeError)
+        and any(text in str(error) for text in ("can't allocate memory", "bad_alloc"))
     )
 
 
 def main() -> int:
     """The trial's process: plan on standard input, events on the file descriptor argv[1]."""
-    events = Events(os.fdopen(int(sys.argv[1]), "w"))
-    plan = Plan.from_json(sys.stdin.read())
-    offer_to_the_oom_killer()
-    if plan.memory_limit is not None:
-        resource.setrlimit(resource.RLIMIT_AS, (plan.memory_limit, plan.memory_limit))
+    die_with_parent()
     interrupted = threading.Event()
     signal.signal(signal.SIGINT, lambda *_: interrupted.set())
+    events = Events(os.fdopen(int(sys.argv[1]), "w"))
     try:
+        events.stage("starting")  # from here on the parent may pass an interrupt on
+        offer_to_the_oom_killer()
+        plan = Plan.from_json(sys.stdin.read())
+        if plan.memory_limit is not None:
+            limit_memory(plan.memory_limit)
         run(plan, events, interrupted.is_set)
+        events.send("end", status="interrupted" if interrupted.is_set() else "ok", error=None)
+        return 0
     except BrokenPipeError:  # the parent is gone: nobody would keep what follows
-        return 1
+        os._exit(1)
     except Exception as error:
         traceback.print_exc()  # for the trial's log
         status = "oom" if is_out_of_memory(error) else "failed"
         events.send("end", status=status, error=last_line(error))
         return 1
-    events.send("end", status="interrupted" if interrupted.is_set() else "ok", error=None)
-    return 0
-
-
-def last_line(error: BaseException) -> str:
-    """An exception as the last line of its traceback would show it."""
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[-1].strip() if text else ''}"
-
-
-def offer_to_the_oom_killer() -> None:
-    """If the machine runs out of memory, Linux is to end the trial, not the benchmark."""
-    try:
-        Path("/proc/self/oom_score_adj").write_text("1000")
-    except OSError:
-        pass
 
 
 if __name__ == "__main__":

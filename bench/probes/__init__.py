@@ -9,6 +9,15 @@ What a machine cannot tell is left out of the columns: never 0, never a guess wi
 from typing import Any, Protocol
 
 Columns = dict[str, Any]
+_LISTS = ("warnings", "contention")
+
+
+def add_columns(columns: Columns, more: Columns) -> None:
+    """Add the columns of one probe to those of others; lines follow one another, each once."""
+    for name, value in more.items():
+        if name in _LISTS:
+            value = list(dict.fromkeys([*columns.get(name, []), *value]))
+        columns[name] = value
 
 
 class Probe(Protocol):
@@ -17,7 +26,11 @@ class Probe(Protocol):
     def start(self) -> None: ...
 
     def stop(self) -> Columns:
-        """Columns of `bench.results.Record`, with their sources."""
+        """Columns of `bench.results.Record`, with their sources.
+
+        Two of them are lists of lines, to which every probe may add: `warnings` (what could not be
+        measured as it should) and `contention` (what else used the machine).
+        """
         ...
 
 

@@ -6,8 +6,11 @@
 | `nvml-power` | the card's power, sampled and integrated |
 | `rapl` | the CPU packages' energy counters (Linux powercap) |
 | `tdp-estimate` | CodeCarbon's guess from the CPU's model and load: an estimate, always named so |
+
+Resolution and known error of each: docs/measurement.md.
 """
 
+import difflib
 import logging
 import time
 from collections.abc import Callable, Iterator
@@ -17,93 +20,246 @@ from typing import Protocol
 
 import torch
 
+from bench.errors import UserError
 from bench.probes import Columns
 from bench.probes.nvml import Card
 
 POWERCAP = Path("/sys/class/powercap")
+_MOST_W = 10_000  # no device here draws more: a larger step of a counter is no measurement
+_TICK_POLL_S = 1e-4
 
 
 class Meter(Protocol):
-    """A source of energy: watts, joules, or both; None where it cannot tell."""
+    """A source of energy: a counter, power, or both; a reading that fails is None."""
 
-    source: str
+    counter_source: str | None
+    """Name of the source where `energy_j` counts; None where it does not."""
+    power_source: str | None
+    """Name of the source where power has to be integrated; None where it cannot be."""
+    counter_span_j: float
+    """The counter starts at 0 again after so many joules."""
+    longest_tick_s: float
+    """The counter moves at least this often; 0 where it moves at every reading."""
+    warnings: list[str]
 
     def energy_j(self) -> float | None:
-        """A counter in joules, from an arbitrary zero."""
+        """The counter, in joules from an arbitrary zero."""
         ...
 
     def power_w(self) -> float | None: ...
 
 
 class EnergyProbe:
-    """Joules since `start`: the counter's where there is one, else power integrated over time."""
+    """Joules since `start`: the counter's where there is one, else power integrated over time.
 
-    def __init__(self, meter: Meter, clock: Callable[[], float] = time.perf_counter) -> None:
+    A counter that moves only every tenth of a second would be wrong by that much at both ends of
+    a window. So the window begins at a tick, and its end is the tick after, less what was drawn in
+    between.
+
+    Args:
+        clock: seconds, from an arbitrary zero.
+        sleep: waits for so many of them.
+    """
+
+    def __init__(
+        self,
+        meter: Meter,
+        clock: Callable[[], float] = time.perf_counter,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
         self.meter = meter
         self.clock = clock
+        self.sleep = sleep
 
     def start(self) -> None:
-        self._begin = self._last_time = self.clock()
-        self._integrated = 0.0
-        self._last_power = self.meter.power_w()
-        self._first_count = self.meter.energy_j()
+        self._counted, self._integral = _Count(self.meter.counter_span_j), _Integral()
+        self._next_tick()
+        self._begin = self.clock()
+        self._read()
 
     def sample(self) -> Columns:
-        now, count, power = self.clock(), self.meter.energy_j(), self.meter.power_w()
-        if power is not None and self._last_power is not None:  # trapezoid between two samples
-            self._integrated += (power + self._last_power) / 2 * (now - self._last_time)
-        self._last_time, self._last_power = now, power
-        if count is not None and self._first_count is not None:
-            return {"power_w": power, "energy_j": count - self._first_count}
-        return {"power_w": power, "energy_j": self._integrated if power is not None else None}
+        before, then = self._counted.joules, self._counted.time
+        watts = self._read()
+        if self.meter.counter_source is None:
+            return {"power_w": watts, "energy_j": self._integral.value()}
+        if self.meter.power_source is None and self._counted.time > then:
+            watts = (self._counted.joules - before) / (self._counted.time - then)  # its mean
+        return {"power_w": watts, "energy_j": self._counted.value()}
 
     def stop(self) -> Columns:
-        energy = self.sample()["energy_j"]
+        """The energy is left out where the last reading failed: what was missed is unknown."""
+        self._read()
+        end = self.clock()
+        energy, source, warnings = self._integral.value(), self.meter.power_source, []
+        if self.meter.counter_source is not None:
+            self._finish_count()
+            counted = self._counted.value()
+            if counted is None:
+                warnings.append("the energy counter broke off in the window")
+            elif counted == 0 and energy is not None:
+                warnings.append("the energy counter did not move in the window")
+            if self._counted.resets:
+                warnings.append(
+                    f"the energy counter was reset {self._counted.resets} times: "
+                    "energy in between is integrated power"
+                )
+            if energy is None or (counted is not None and counted > 0):
+                energy, source = counted, self.meter.counter_source
+            else:
+                warnings.append("energy is integrated power")
         if energy is None:
-            return {}
-        elapsed = self._last_time - self._begin
-        return {
-            "energy_j": energy,
-            "energy_source": self.meter.source,
-            "mean_power_w": energy / elapsed if elapsed > 0 else None,
-        }
+            warnings.append("energy of the whole window is unknown; samples.csv has its beginning")
+        columns: Columns = {"energy_source": source, "warnings": warnings + self.meter.warnings}
+        if energy is not None:
+            columns["energy_j"] = energy
+            columns["mean_power_w"] = energy / (end - self._begin) if end > self._begin else None
+        return columns
+
+    def _read(self) -> float | None:
+        watts = self.meter.power_w()
+        self._integral.add(self.clock(), watts)
+        count = self.meter.energy_j()
+        self._counted.add(self.clock(), count, self._integral.joules)
+        return watts
+
+    def _finish_count(self) -> None:
+        """Count to the next tick, and take off what was drawn since the end of the window."""
+        overrun = _Integral()
+        overrun.add(self.clock(), self.meter.power_w())
+        count = self._next_tick(lambda: overrun.add(self.clock(), self.meter.power_w()))
+        moved = self._counted.add(self.clock(), count, self._integral.joules)
+        if moved:  # without a tick in its time, the counter has no finer answer than it gave
+            self._counted.joules -= overrun.joules
+
+    def _next_tick(self, at_poll: Callable[[], object] = lambda: None) -> float | None:
+        """The counter at the moment when it moves, or when it should have."""
+        count = later = self.meter.energy_j()
+        give_up = self.clock() + self.meter.longest_tick_s
+        while later is not None and later == count and self.clock() < give_up:
+            self.sleep(_TICK_POLL_S)
+            later = self.meter.energy_j()
+            at_poll()
+        return later
+
+
+class _Integral:
+    """Power over time, a trapezoid from each reading to the next, also across one that failed."""
+
+    def __init__(self) -> None:
+        self.joules = 0.0
+        self._last: tuple[float, float] | None = None
+        self._whole = True
+
+    def add(self, now: float, watts: float | None) -> None:
+        first = self._last is None
+        if watts is None:
+            self._whole = False
+            return
+        if self._last is not None:
+            then, before = self._last
+            self.joules += (watts + before) / 2 * (now - then)
+        self._whole = self._whole or not first  # what came before the first is not known
+        self._last = now, watts
+
+    def value(self) -> float | None:
+        """Joules up to the last reading; None if that failed."""
+        return self.joules if self._whole else None
+
+
+class _Count:
+    """What a counter has counted since the first reading, across its wraps and resets."""
+
+    def __init__(self, span_j: float) -> None:
+        self.joules = 0.0
+        self.time = 0.0
+        self.resets = 0
+        self._span_j = span_j
+        self._last: float | None = None
+        self._integrated = 0.0
+        self._whole = True
+
+    def add(self, now: float, count: float | None, integrated_j: float) -> float:
+        """Returns by how much it moved. `integrated_j` is power integrated, for a counter reset."""
+        if count is None:
+            self._whole = False
+            return 0.0
+        moved = 0.0
+        if self._last is not None:
+            moved = self._moved(count - self._last, now - self.time, integrated_j)
+        self._whole = self._whole or self._last is not None
+        self.joules += moved
+        self.time, self._last, self._integrated = now, count, integrated_j
+        return moved
+
+    def value(self) -> float | None:
+        """Joules up to the last reading; None if that failed."""
+        return self.joules if self._whole else None
+
+    def _moved(self, difference: float, seconds: float, integrated_j: float) -> float:
+        if difference >= 0:
+            return difference
+        if difference + self._span_j <= _MOST_W * max(seconds, 1.0):
+            return difference + self._span_j  # wrapped
+        self.resets += 1
+        return integrated_j - self._integrated
 
 
 class NvmlMeter:
-    """A card: its counter if it has one, its power otherwise."""
+    """A card: its counter if it has one, its power otherwise.
+
+    Boards that count in 32 bits of millijoules wrap after 4.3 MJ, four hours at 300 W.
+    """
+
+    counter_span_j = 2**32 / 1000
+    longest_tick_s = 0.2  # boards update every 20 to 100 ms
 
     def __init__(self, card: Card) -> None:
         self._card = card
-        self._has_counter = card.energy_j() is not None
-        self.source = "nvml-counter" if self._has_counter else "nvml-power"
+        self.counter_source = "nvml-counter" if card.energy_j() is not None else None
+        self.power_source = "nvml-power" if card.power_w() is not None else None
+        self.warnings: list[str] = []  # the card keeps them
 
     def energy_j(self) -> float | None:
-        return self._card.energy_j() if self._has_counter else None
+        return self._card.energy_j() if self.counter_source else None
 
     def power_w(self) -> float | None:
-        return self._card.power_w()
+        return self._card.power_w() if self.power_source else None
 
 
 class RaplMeter:
-    """The CPU packages' energy counters, as far as the kernel lets us read them."""
+    """The CPU packages' energy counters, as far as the kernel lets us read them.
 
-    source = "rapl"
+    Raises OSError where there is none, or where only root may read it.
+    """
+
+    counter_source: str | None = "rapl"
+    power_source: str | None = None
+    counter_span_j = 0.0  # wraps are undone here, for each package by itself
+    longest_tick_s = 0.0  # it moves every millisecond
 
     def __init__(self, powercap: Path = POWERCAP) -> None:
-        # `intel-rapl:0` is a package; `intel-rapl:0:1` a domain inside, already counted by it.
+        # `intel-rapl:0` is a package, `intel-rapl:0:1` a domain inside that it counts already; so
+        # does `psys`, the whole board, for its packages.
         self._packages = [
-            folder for folder in sorted(powercap.glob("*rapl:*")) if folder.name.count(":") == 1
+            folder
+            for folder in sorted(powercap.glob("*rapl:*"))
+            if (folder / "name").read_text().startswith("package")
         ]
-        self._ranges = [_microjoules(p / "max_energy_range_uj") for p in self._packages]
-        self._counts = self._read()  # raises PermissionError where only root may
-        self._total_uj = 0
         if not self._packages:
             raise FileNotFoundError(f"no RAPL package in {powercap}")
+        self._spans = [_microjoules(package / "max_energy_range_uj") for package in self._packages]
+        self._counts = self._read()
+        self._total_uj = 0
+        self.warnings: list[str] = []
 
-    def energy_j(self) -> float:
-        counts = self._read()
-        for new, old, span in zip(counts, self._counts, self._ranges, strict=True):
-            self._total_uj += (new - old) % (span + 1)  # a counter that wrapped starts at 0 again
+    def energy_j(self) -> float | None:
+        try:
+            counts = self._read()
+        except (OSError, ValueError) as error:
+            self.warnings[:] = [f"RAPL: {error}"]
+            return None
+        for new, old, span in zip(counts, self._counts, self._spans, strict=True):
+            self._total_uj += new - old if new >= old else new - old + span
         self._counts = counts
         return self._total_uj / 1e6
 
@@ -117,47 +273,60 @@ class RaplMeter:
 class TdpMeter:
     """CodeCarbon's estimate of the CPU's power, from its thermal design power and its load."""
 
-    source = "tdp-estimate"
+    counter_source: str | None = "tdp-estimate"
+    power_source: str | None = None
+    counter_span_j = 0.0
+    longest_tick_s = 0.0
 
     def __init__(self) -> None:
         from codecarbon.core.cpu import TDP
         from codecarbon.external.hardware import CPU
 
+        self.warnings: list[str] = []
         with _quiet_codecarbon():
             tdp = TDP()
             self._cpu = CPU.from_utils(output_dir="", mode="cpu_load", model=tdp.model, tdp=tdp.tdp)
         self._cpu.start()
         self._time = time.perf_counter()
-        self._power: float | None = None
-        self._energy = 0.0
+        self._joules = 0.0
 
     def energy_j(self) -> float:
         # CodeCarbon gives the mean power since it was last asked: a rectangle, not a trapezoid.
         now = time.perf_counter()
-        self._power = self._cpu.total_power().W
-        self._energy += self._power * (now - self._time)
+        self._joules += self._cpu.total_power().W * (now - self._time)
         self._time = now
-        return self._energy
+        return self._joules
 
     def power_w(self) -> float | None:
-        return self._power
+        return None
 
 
 def open_meter(device: torch.device, card: Card | None = None) -> Meter | None:
-    """The best meter of `device`, or None where it has none."""
-    if device.type == "cuda":
-        if card is None:
-            return None
+    """The best meter of `card`, or of the CPU if that is the device; None where it has none."""
+    if card is not None:
         meter = NvmlMeter(card)
-        return meter if meter.source == "nvml-counter" or meter.power_w() is not None else None
+        return meter if meter.counter_source or meter.power_source else None
+    if device.type != "cpu":
+        return None
     try:
         return RaplMeter()
-    except OSError:
+    except (OSError, ValueError):
         pass
     try:
         return TdpMeter()
     except Exception:  # CodeCarbon's many ways of not knowing a machine; then there is no number
         return None
+
+
+def check_country(code: str) -> None:
+    """UserError for a country whose grid CodeCarbon does not know."""
+    from codecarbon.input import DataSource
+
+    known = DataSource().get_global_energy_mix_data()
+    if code not in known:
+        near = difflib.get_close_matches(code.upper(), known, n=3)
+        hint = f" (near: {', '.join(near)})" if near else ""
+        raise UserError(f"--country {code}: give an ISO 3166-1 alpha-3 code such as CHE{hint}")
 
 
 def co2_kg(energy_j: float, country: str | None = None) -> float:

@@ -1,57 +1,106 @@
-"""What the trial costs the machine around the device: memory of the process, load."""
+"""What the trial costs the machine around the device, and what else that machine was doing."""
 
 import os
 import re
 import resource
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
 import torch
 
 from bench.probes import Columns
-from bench.probes.nvml import Card
+
+BUSY_PERCENT = 10.0
+"""Of all cores: more than this taken by others is worth a warning."""
+SWAP_BYTES = 64 * 2**20
+"""Less than this in swap is what any idle machine has there."""
 
 
 class HostProbe:
-    """Peak resident memory of the process; on CUDA, the peaks of its allocator over the window."""
+    """Memory of the process (on CUDA, of its allocator), and the load of the machine."""
 
-    def __init__(self, device: torch.device, card: Card | None = None) -> None:
+    def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.card = card
         self.process = psutil.Process()
 
     def start(self) -> None:
         reset_peak_rss()
         psutil.cpu_percent()  # the first call starts the interval that the next one reports
+        self._load = OtherLoad(self.process)
+        self._swapped_in = psutil.swap_memory().sin
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
 
     def sample(self) -> Columns:
-        if self.device.type == "cuda":
-            return {
-                "memory_bytes": torch.cuda.memory_allocated(self.device),
-                "utilization_percent": self.card.utilization_percent() if self.card else None,
-            }
+        if self.device.type == "cuda":  # its utilisation is the card's to tell
+            return {"memory_bytes": torch.cuda.memory_allocated(self.device)}
         return {
             "memory_bytes": self.process.memory_info().rss,
             "utilization_percent": psutil.cpu_percent(),
         }
 
     def stop(self) -> Columns:
-        columns: Columns = {"peak_rss_bytes": peak_rss()}
+        others = self._load.percent()
+        contention = busy_with_others(others)
+        swapped_in = psutil.swap_memory().sin - self._swapped_in
+        if swapped_in > SWAP_BYTES:
+            contention.append(f"{swapped_in / 2**30:.2f} GiB came back from swap in the window")
+        columns: Columns = {
+            "peak_rss_bytes": peak_rss(),
+            "other_load_percent": others,
+            "contention": contention,
+        }
         if self.device.type == "cuda":
             columns["peak_allocated_bytes"] = torch.cuda.max_memory_allocated(self.device)
             columns["peak_reserved_bytes"] = torch.cuda.max_memory_reserved(self.device)
         return columns
 
 
+class OtherLoad:
+    """Share of all cores that went to anything but one process, since this was made.
+
+    Steal (a virtual machine's host busy with other guests) counts. The kernel's clock ticks every
+    10 ms: over a second on two cores that is half a percent.
+    """
+
+    def __init__(self, process: psutil.Process | None = None) -> None:
+        self._process = process or psutil.Process()
+        self._before = self._read()
+
+    def percent(self) -> float | None:
+        """None where too little time has passed to tell."""
+        (total, busy, own), (total_0, busy_0, own_0) = self._read(), self._before
+        if total - total_0 < 0.1:
+            return None
+        return max(0.0, (busy - busy_0 - (own - own_0)) / (total - total_0) * 100)
+
+    def _read(self) -> tuple[float, float, float]:
+        """Seconds of all cores together, of them busy, of them ours."""
+        cores = psutil.cpu_times()
+        # The kernel counts a guest's time also as user time.
+        total = sum(cores) - getattr(cores, "guest", 0.0) - getattr(cores, "guest_nice", 0.0)
+        idle = cores.idle + getattr(cores, "iowait", 0.0)
+        own = self._process.cpu_times()
+        return total, total - idle, own.user + own.system
+
+
+def busy_with_others(percent: float | None) -> list[str]:
+    if percent is None or percent <= BUSY_PERCENT:
+        return []
+    return [f"the CPU was busy with something else: {percent:.0f} % of all cores"]
+
+
+def swap_in_use(used_bytes: int | None = None) -> list[str]:
+    used = psutil.swap_memory().used if used_bytes is None else used_bytes
+    return [f"swap in use: {used / 2**30:.2f} GiB"] if used > SWAP_BYTES else []
+
+
 def reset_peak_rss() -> None:
     """Let the kernel forget the peak so far (Linux; elsewhere it stays that of the process)."""
-    try:
+    with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        pass
 
 
 def peak_rss() -> int:

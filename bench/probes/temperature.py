@@ -30,24 +30,22 @@ class TemperatureProbe:
         return {"temperature_c": reading}
 
     def stop(self) -> Columns:
-        self.sample()
-        if not self._readings:
-            return {}
-        return {
-            "temperature_start_c": self._start,
-            "temperature_peak_c": max(self._readings),
-            "temperature_mean_c": sum(self._readings) / len(self._readings),
-            "temperature_source": self.source,
-        }
+        columns: Columns = {"temperature_source": self.source}
+        if self.sample()["temperature_c"] is None:
+            columns["warnings"] = [f"{self.source}: temperature broke off in the window"]
+        if self._readings:
+            columns["temperature_start_c"] = self._start
+            columns["temperature_peak_c"] = max(self._readings)
+            columns["temperature_mean_c"] = sum(self._readings) / len(self._readings)
+        return columns
 
 
 def open_thermometer(device: torch.device, card: Card | None = None) -> TemperatureProbe | None:
-    """A probe for `device`, or None where it has no sensor."""
-    if device.type == "cuda":
-        if card is None or card.temperature_c() is None:
-            return None
-        return TemperatureProbe(card.temperature_c, "nvml")
-    if cpu_temperature_c() is None:
+    """A probe for `card`, or for the CPU if that is the device; None where it has no sensor."""
+    if card is not None:
+        has_sensor = card.temperature_c() is not None
+        return TemperatureProbe(card.temperature_c, "nvml") if has_sensor else None
+    if device.type != "cpu" or cpu_temperature_c() is None:
         return None
     return TemperatureProbe(cpu_temperature_c, "psutil")
 
