@@ -107,6 +107,8 @@ class Record:
     """What else used the machine, separated by "; "."""
     throttled: str | None = None
     """Why the card was slower than asked, and in how many readings."""
+    clock_mean_mhz: float | None = None
+    """Of the card's multiprocessors over the window."""
     other_load_percent: float | None = None
     """Share of all cores that something else took in the window."""
     idle_power_w: float | None = None
@@ -134,8 +136,6 @@ class Sample:
     memory_bytes: int | None = None
     """Resident memory of the process; on CUDA, what its allocator gave out."""
     utilization_percent: float | None = None
-    clock_mhz: float | None = None
-    """Of the card's multiprocessors."""
 
 
 @dataclass(kw_only=True)

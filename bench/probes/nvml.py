@@ -150,6 +150,7 @@ class CardProbe:
 
     def start(self) -> None:
         self._readings = 0
+        self._clocks: list[float] = []
         self._throttled: Counter[str] = Counter()
         # Ours are on the card by now. Whoever was there before the trial, the parent has seen.
         self._expected = self.card.processes()
@@ -159,10 +160,9 @@ class CardProbe:
         self._readings += 1
         self._throttled.update(self.card.throttle_reasons())
         self._newcomers |= self.card.processes() - self._expected
-        return {
-            "utilization_percent": self.card.utilization_percent(),
-            "clock_mhz": self.card.clock_mhz(),
-        }
+        if (clock := self.card.clock_mhz()) is not None:
+            self._clocks.append(clock)
+        return {"utilization_percent": self.card.utilization_percent()}
 
     def stop(self) -> Columns:
         shares = {
@@ -175,6 +175,8 @@ class CardProbe:
             others = ", ".join(map(str, sorted(self._newcomers)))
             contention.append(f"another process came to the card: {others}")
         columns: Columns = {"contention": contention, "warnings": self.card.warnings}
+        if self._clocks:
+            columns["clock_mean_mhz"] = sum(self._clocks) / len(self._clocks)
         if shares:
             columns["throttled"] = ", ".join(shares.values())
         return columns
