@@ -7,7 +7,9 @@ training step: forward, backward, recomputation, inversion, a multiply-add as tw
 
 import math
 import warnings
+from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +17,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
 from bench.probes import Columns
+
+_ATTENTION = "aten::scaled_dot_product_attention"
 
 # torch registers the attention kernels of CUDA only; the CPU's own does the same products.
 _CPU_ATTENTION = {
@@ -46,11 +50,7 @@ class FlopProbe(TorchDispatchMode):
     ) -> Any:
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
-        packet = func._overloadpacket
-        if packet in flop_registry:
-            self.flops += flop_registry[packet](*args, **kwargs, out_val=out)
-        elif packet in _CPU_ATTENTION:
-            self.flops += _CPU_ATTENTION[packet](*args, **kwargs)
+        self.flops += flops_of(func, args, kwargs, out)
         return out
 
     def start(self) -> None:
@@ -60,6 +60,16 @@ class FlopProbe(TorchDispatchMode):
     def stop(self) -> Columns:
         self.__exit__(None, None, None)
         return {"flops_step": int(self.flops)}
+
+
+def flops_of(func: Any, args: tuple, kwargs: dict[str, Any], out: Any) -> int:
+    """FLOPs of one dispatched operator, a multiply-add as two; 0 for what is not a product."""
+    packet = func._overloadpacket
+    if packet in flop_registry:
+        return flop_registry[packet](*args, **kwargs, out_val=out)
+    if packet in _CPU_ATTENTION:
+        return _CPU_ATTENTION[packet](*args, **kwargs)
+    return 0
 
 
 def forward_flops(network: nn.Module, x_t: Tensor, t: Tensor, **keywords: Tensor) -> int:
@@ -72,10 +82,84 @@ def forward_flops(network: nn.Module, x_t: Tensor, t: Tensor, **keywords: Tensor
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the tracer's, about shapes turned into constants
         analysis = FlopCountAnalysis(network, (x_t, t, *keywords.values()))
-        analysis.set_op_handle("aten::scaled_dot_product_attention", _attention_macs)
+        analysis.set_op_handle(_ATTENTION, _attention_macs)
         analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
         analysis.tracer_warnings("none")
         return int(analysis.total())
+
+
+def dispatched_forward_flops(forward: Callable[[], Any]) -> int:
+    """What `forward_flops` gives for the network that `forward` calls, also on fake tensors.
+
+    fvcore's tracer turns sizes into tensors, which fake tensors cannot bear. So its own rules are
+    applied to the operators as they are dispatched, at the level that the tracer sees: under
+    inference mode a composite operator (`linear`, `matmul`, `group_norm`) arrives in one piece.
+    """
+    counter = _ForwardCounter()
+    # A network that takes another path while it is traced takes that path here, too.
+    with torch.inference_mode(), mock.patch.object(torch.jit, "is_tracing", lambda: True), counter:
+        forward()
+    return int(counter.flops)
+
+
+class _ForwardCounter(TorchDispatchMode):
+    """Applies fvcore's rules to what is dispatched."""
+
+    def __init__(self) -> None:
+        from fvcore.nn.flop_count import _DEFAULT_SUPPORTED_OPS
+
+        super().__init__()
+        self.flops = 0
+        self.rules = {**_DEFAULT_SUPPORTED_OPS, _ATTENTION: _attention_macs}
+        # What the tracer knows as `_convolution` is dispatched as `convolution`.
+        self.rules["aten::convolution"] = self.rules["aten::_convolution"]
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.ops.prim.device.default:  # a question, not an operator
+            return args[0].device
+        rule = self.rules.get(func._schema.name)
+        if rule is None:
+            with self:  # what a composite operator consists of
+                out = func.decompose(*args, **kwargs)
+            return func(*args, **kwargs) if out is NotImplemented else out
+        out = func(*args, **kwargs)
+        inputs = [
+            args[i] if i < len(args) else kwargs.get(argument.name, argument.default_value)
+            for i, argument in enumerate(func._schema.arguments)
+        ]
+        if func._schema.name == "aten::convolution":
+            inputs += [None] * 3  # the switches of `_convolution`, which no rule reads
+        count = rule([_Traced(value) for value in inputs], [_Traced(out)])
+        self.flops += count if isinstance(count, (int, float)) else sum(count.values())
+        return out
+
+
+class _Traced:
+    """A value as fvcore's rules ask for it: like a node of a traced graph."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def isCompleteTensor(self) -> bool:  # noqa: N802
+        return isinstance(self.value, Tensor)
+
+    def type(self) -> "_Traced":
+        return self
+
+    def sizes(self) -> list[int]:
+        return list(self.value.shape)
+
+    def toIValue(self) -> Any:  # noqa: N802
+        return self.value
+
+    def node(self) -> "_Traced":
+        return self
+
+    def inputs(self) -> list["_Traced"]:
+        return [_Traced(element) for element in self.value]
 
 
 def _attention_macs(inputs: list[Any], outputs: list[Any]) -> int:

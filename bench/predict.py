@@ -1,0 +1,281 @@
+"""What a training step will need, without computing it: the same step on fake tensors.
+
+A fake tensor has a shape, a type and a storage of so many bytes that is never allocated. Every
+operator is dispatched as in a real step, so that the peak of memory, what it consists of, and the
+FLOPs are those of the real step, to the byte; only values are missing.
+
+    from bench.predict import predict
+
+    prediction = predict(network, batch, optimizer)    # your own nn.Module
+    prediction = predict("idm", preset="paper")        # a method of this benchmark
+    print(prediction)
+"""
+
+import copy
+import gc
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensor, FakeTensorMode
+from torch.optim import optimizer as torch_optimizer
+from torch.utils import _foreach_utils
+
+from bench.allocator import Block, CachingAllocator, Pool
+from bench.presets import Overrides, Workload
+from bench.probes import Columns
+from bench.probes.flops import dispatched_forward_flops
+from bench.probes.memory import Change, Part, tensors_in
+from bench.probes.step import Moment, Operator, Phase, StepProbe
+from bench.training import Training, TrainingStep
+
+GIB = 2**30
+
+Loss = Callable[[nn.Module, Any], Tensor]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One whole training step in steady state: the optimizer has its state. Bytes are bytes."""
+
+    parameters: int
+    """Number of trained weights."""
+    parameter_bytes: int
+    gradient_bytes: int
+    optimizer_bytes: int
+    activation_bytes: int
+    other_bytes: int
+    """These five are what is alive at the peak."""
+    flops_forward: int
+    """By fvcore's rules: a multiply-add as one."""
+    flops_step: int
+    """Forward, backward, recomputation, inversion: a multiply-add as two."""
+    peak: Moment
+    """Where the peak is: phase, layer, operator, and every layer's share of it."""
+    changes: list[Change]
+    """Every allocation and release, in order; first what is there before the step."""
+    operators: list[Operator]
+    """Every dispatched operator, in order."""
+    phases: list[Phase]
+    """Of each operator."""
+
+    @property
+    def peak_memory_bytes(self) -> int:
+        return sum(self.parts.values())
+
+    @property
+    def parts(self) -> dict[Part, int]:
+        return {part: getattr(self, f"{part}_bytes") for part in Part}
+
+    @cached_property
+    def cuda_pool(self) -> Pool:
+        """What PyTorch's caching allocator holds of a CUDA device after the second step.
+
+        Beyond it a process needs the CUDA context (a few hundred MiB, by card and driver) and the
+        workspaces of cuDNN and cuBLAS: neither is in the number.
+        """
+        return simulate_cuda_allocator(self.changes)
+
+    def columns(self) -> Columns:
+        """As in `runs.csv` (`bench.results.Record`)."""
+        return {
+            "parameters": self.parameters,
+            "peak_memory_bytes": self.peak_memory_bytes,
+            "peak_memory_source": "predicted",
+            **{f"{part}_bytes": nbytes for part, nbytes in self.parts.items()},
+            "flops_forward": self.flops_forward,
+            "flops_step": self.flops_step,
+        }
+
+    def __str__(self) -> str:
+        parts = ", ".join(f"{part} {nbytes / GIB:.3f}" for part, nbytes in self.parts.items())
+        return (
+            f"peak {self.peak_memory_bytes / GIB:.3f} GiB ({parts}), in the {describe(self.peak)}; "
+            f"{self.flops_step / 1e9:,.1f} GFLOP a step"
+        )
+
+
+def predict(
+    network: nn.Module | str,
+    batch: Any = None,
+    optimizer: torch.optim.Optimizer | None = None,
+    loss: Loss | None = None,
+    *,
+    preset: str = "paper",
+    **overrides: Any,
+) -> Prediction:
+    """Predict one training step of your network, or of a method of this benchmark by its name.
+
+    Args:
+        network: your module; it is copied to fake tensors, nothing of it is allocated or changed.
+            Hooks on its tensors are not copied. Or the name of a method.
+        batch: what `loss` takes: by default a tensor, or a tuple of the network's arguments.
+        optimizer: over the network's parameters.
+        loss: `loss(network, batch) -> scalar`; default: the mean square of the network's output,
+            in float32, which stands for any loss without parameters of its own. `torch.autocast`
+            belongs in here.
+        preset: with a name: the workload (`bench.presets`).
+        overrides: with a name: values of the workload (fields of `bench.presets.Overrides`), such
+            as `batch_size=8`.
+
+    Raises:
+        bench.errors.UserError: for an unknown name, preset, or a workload that cannot be.
+        TypeError: if batch or optimizer are missing, or are given together with a name.
+    """
+    if isinstance(network, str):
+        if batch is not None or optimizer is not None or loss is not None:
+            raise TypeError("a method, given by name, brings its own batch, optimizer and loss")
+        from bench.methods import find_methods
+
+        (method,) = find_methods([network])
+        return predict_method(method, method.workload(preset, Overrides(**overrides)))
+    if batch is None or optimizer is None:
+        raise TypeError("predict(network, batch, optimizer): a network of your own needs all three")
+    if overrides:
+        raise TypeError(f"{', '.join(overrides)}: only for a method, given by its name")
+    return _predict_own(network, batch, optimizer, loss or mean_square)
+
+
+def predict_method(method: Any, work: Workload, training: Training | None = None) -> Prediction:
+    """The second step of `method` (`bench.methods.Method`) on `work`."""
+    with faking(FakeTensorMode()):
+        network = method.build(work)
+        step = TrainingStep(network, work, training)
+        make_state(step.optimizer)
+        shape = (work.batch_size, len(work.modality), *(work.volume,) * 3)
+        volumes = torch.empty(shape)
+        probe = StepProbe(network, step.optimizer, "cpu", [volumes])
+        probe.start()
+        step(volumes)
+        columns = probe.stop()
+        x_t, t, _, keywords = step.noised(volumes)
+        columns["flops_forward"] = dispatched_forward_flops(lambda: network(x_t, t, **keywords))
+    return _prediction(network, probe, columns)
+
+
+def mean_square(network: nn.Module, batch: Any) -> Tensor:
+    """The loss that stands for any other; `batch` is a tensor or the network's arguments."""
+    output = network(*batch) if isinstance(batch, (tuple, list)) else network(batch)
+    return output.float().square().mean()
+
+
+def make_state(optimizer: torch.optim.Optimizer) -> None:
+    """Give the optimizer its state, and the parameters gradients, as after a first step.
+
+    By a step on a loss that costs next to nothing, ∑ w²: it reaches also what an optimizer does
+    in the backward pass.
+    """
+    trained = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
+    if not trained or all(optimizer.state.get(parameter) for parameter in trained):
+        return
+    torch.stack([parameter.square().sum() for parameter in trained]).sum().backward()
+    optimizer.step()
+
+
+def simulate_cuda_allocator(changes: list[Change]) -> Pool:
+    """Two steps on an empty device; the optimizer's state appears at the end of the first."""
+    allocator = CachingAllocator()
+    before = [change for change in changes if not change.storage.operator and change.nbytes > 0]
+    step = [change for change in changes if change.storage.operator]
+
+    def allocate_before(*, optimizer: bool) -> None:
+        for change in before:
+            part = change.storage.part  # gradients are made, and remade, in the steps
+            if part is not Part.GRADIENT and (part is Part.OPTIMIZER) == optimizer:
+                allocator.allocate(change.nbytes)
+
+    def run_step() -> Iterable[Block]:
+        blocks = {}
+        for change in step:
+            if change.nbytes > 0:
+                blocks[id(change.storage)] = allocator.allocate(change.nbytes)
+            elif change.nbytes < 0:
+                allocator.release(blocks.pop(id(change.storage)))
+        return blocks.values()  # the gradients
+
+    allocate_before(optimizer=False)
+    gradients = run_step()
+    allocate_before(optimizer=True)
+    for block in gradients:  # by the next step's zero_grad
+        allocator.release(block)
+    run_step()
+    return allocator.pool()
+
+
+def describe(moment: Moment) -> str:
+    """Where the peak is, in words: "backward pass, at body.level0 (aten.convolution)"."""
+    if not moment.operator:
+        return "stretch before the step begins"
+    where = f"at {moment.layer} " if moment.layer else ""
+    words = {Phase.FORWARD: "forward pass", Phase.BACKWARD: "backward pass"}
+    name = moment.operator.removeprefix("aten.").removesuffix(".default")
+    return f"{words.get(moment.phase, 'optimizer step')}, {where}({name})"
+
+
+@contextmanager
+def faking(mode: FakeTensorMode) -> Iterator[None]:
+    """In here a step on fake tensors dispatches the operators of a real one."""
+    collecting = gc.isenabled()
+    gc.disable()  # a fifth faster, and no number depends on when cycles would be collected
+    # PyTorch takes its `_foreach_` kernels, whose temporaries differ, for types that it knows.
+    lists = (_foreach_utils._foreach_supported_types, torch_optimizer._foreach_supported_types)
+    for types in lists:
+        types.append(FakeTensor)
+    try:
+        with mode:
+            yield
+    finally:
+        for types in lists:
+            types.remove(FakeTensor)
+        if collecting:
+            gc.enable()
+
+
+class _OwnStep:
+    """A training step of anybody's network."""
+
+    def __init__(self, network: nn.Module, optimizer: torch.optim.Optimizer, loss: Loss) -> None:
+        self.network, self.optimizer, self.loss = network, optimizer, loss
+
+    def __call__(self, batch: Any) -> Tensor:
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = self.loss(self.network, batch)
+        loss.backward()
+        self.optimizer.step()
+        return loss.detach()
+
+
+def _predict_own(
+    network: nn.Module, batch: Any, optimizer: torch.optim.Optimizer, loss: Loss
+) -> Prediction:
+    # Constants that a forward pass takes from elsewhere are real; they count as "other".
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    with FakeCopyMode(mode):  # at once, so that the optimizer's parameters are the network's
+        network, batch, optimizer = copy.deepcopy((network, batch, optimizer))
+    with faking(mode):
+        step = _OwnStep(network, optimizer, loss)
+        step(batch)
+        inputs = list(tensors_in(batch))
+        probe = StepProbe(network, optimizer, next(network.parameters()).device, inputs)
+        probe.start()
+        step(batch)
+        columns = probe.stop()
+        columns["flops_forward"] = dispatched_forward_flops(lambda: loss(network, batch))
+    return _prediction(network, probe, columns)
+
+
+def _prediction(network: nn.Module, probe: StepProbe, columns: Columns) -> Prediction:
+    return Prediction(
+        parameters=sum(p.numel() for p in network.parameters()),
+        **{f"{part}_bytes": columns[f"{part}_bytes"] for part in Part},
+        flops_forward=columns["flops_forward"],
+        flops_step=columns["flops_step"],
+        peak=probe.peak(),
+        changes=probe.changes,
+        operators=probe.trace,
+        phases=probe.phases(),
+    )

@@ -1,0 +1,137 @@
+"""Everything about one training step that does not depend on the machine, in one dispatch mode.
+
+What `MemoryProbe` and `FlopProbe` find, and beside it which layer ran, in which phase, and how
+much data moved. One mode instead of two because each costs a pass through Python per operator.
+"""
+
+from collections import Counter
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+
+from bench.probes import Columns
+from bench.probes.flops import flops_of
+from bench.probes.layers import RunningLayer
+from bench.probes.memory import MemoryProbe, Part, tensors_in
+
+
+# The kernels of these losses write the loss of every element and reduce it in place: the scalar
+# that they return keeps the storage of all elements, as long as it lives. (PyTorch's Loss.cpp,
+# on CPU and CUDA; fake tensors do not know.)
+REDUCED_IN_PLACE = frozenset(
+    {
+        torch.ops.aten.mse_loss.default,
+        torch.ops.aten.smooth_l1_loss.default,
+        torch.ops.aten.binary_cross_entropy.default,
+        torch.ops.aten.soft_margin_loss.default,
+    }
+)
+
+
+class Phase(StrEnum):
+    FORWARD = "forward"
+    """Up to the first operator of the backward pass: noising the batch, the loss."""
+    BACKWARD = "backward"
+    OPTIMIZER = "optimizer"
+
+
+@dataclass(frozen=True, slots=True)
+class Operator:
+    """One dispatched operator."""
+
+    name: str
+    layer: str
+    flops: int
+    """A multiply-add as two."""
+    traffic: int
+    """Bytes of the tensors that it reads and writes; 0 for a view."""
+    in_backward: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """The state of memory right after an allocation."""
+
+    change: int
+    """Index into the probe's `changes`."""
+    phase: Phase
+    layer: str
+    """The layer whose allocation it was; "" is outside of the network."""
+    operator: str
+    """The operator that allocated; empty if that was before the step."""
+    holdings: dict[tuple[Part, str], int]
+    """What is alive, in bytes, by part and by the layer that made it or, for parameters, owns it."""
+
+
+class StepProbe(MemoryProbe):
+    """Watches one training step; `stop` gives the columns of both probes."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.trace: list[Operator] = []
+        self._layers = RunningLayer(self.network)
+
+    def start(self) -> None:
+        for parameter in self.network.parameters():
+            self.layer = self._layers.owner(parameter)
+            self._follow(parameter, Part.PARAMETER, "")
+        self.layer = ""
+        self._layers.start()
+        super().start()
+
+    def stop(self) -> Columns:
+        columns = super().stop()
+        self._layers.stop()
+        return columns | {"flops_step": sum(operator.flops for operator in self.trace)}
+
+    def call(self, func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
+        self.layer = self._layers.current()
+        out = func(*args, **kwargs)
+        if func in REDUCED_IN_PLACE and isinstance(out, FakeTensor):
+            _keep_elements(out, *args[:2])
+        moved = 0 if func.is_view else sum(x.nbytes for x in tensors_in((args, kwargs, out)))
+        flops = int(flops_of(func, args, kwargs, out))
+        in_backward = torch._C._current_graph_task_id() != -1
+        self.trace.append(Operator(str(func), self.layer, flops, moved, in_backward))
+        return out
+
+    def phases(self) -> list[Phase]:
+        """The phase of each operator."""
+        inside = [index for index, operator in enumerate(self.trace) if operator.in_backward]
+        first, last = (inside[0], inside[-1]) if inside else (len(self.trace), len(self.trace))
+        return [
+            Phase.FORWARD if i < first else Phase.BACKWARD if i <= last else Phase.OPTIMIZER
+            for i in range(len(self.trace))
+        ]
+
+    def peak(self) -> Moment:
+        """The first moment at which the most is alive."""
+        alive = highest = at = 0
+        for index, change in enumerate(self.changes):
+            alive += change.nbytes
+            if alive > highest:
+                highest, at = alive, index
+        holdings: Counter[tuple[Part, str]] = Counter()
+        for change in self.changes[: at + 1]:
+            holdings[change.storage.part, change.storage.layer] += change.nbytes
+        change = self.changes[at]
+        phases = self.phases()
+        return Moment(
+            at,
+            phases[min(change.operator, len(phases) - 1)] if phases else Phase.FORWARD,
+            change.storage.layer,
+            change.storage.operator,
+            {key: nbytes for key, nbytes in sorted(holdings.items()) if nbytes},
+        )
+
+
+def _keep_elements(reduced: Tensor, predicted: Tensor, target: Tensor) -> None:
+    """Give a fake loss the storage of a real one."""
+    if reduced.dim() == 0:
+        elements = torch.broadcast_shapes(predicted.shape, target.shape).numel()
+        size = max(1, elements) * reduced.element_size()
+        reduced.untyped_storage().resize_(size)
