@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.idm.coupling import CONVOLUTIONS
+from models.idm.coupling import CONVOLUTIONS, full_precision_if_thin
 from models.idm.reversible import Frame, Rewound, gradients
 
 HEAD_WIDTH = 64
@@ -76,15 +76,16 @@ class InvertibleAttention(nn.Module):
 
     def factor(self, y1: Tensor) -> Tensor:
         """f(y₁) at the odd voxels of (B, C, *grid), and exactly 1 at the even ones."""
-        features = self.values(y1)
-        flat = features.flatten(2)
-        even, odd = checkerboard(y1.shape[2:], y1.device)
-        here, there = flat.index_select(2, odd), flat.index_select(2, even)
-        attended = F.scaled_dot_product_attention(
-            self._split(self.query(here)), self._split(self.key(there)), self._split(there)
-        )
-        attended = attended.transpose(2, 3).flatten(1, 2)
-        s = self.exponent(flat.index_add(2, odd, attended).view_as(features))
+        with full_precision_if_thin(y1):
+            features = self.values(y1)
+            flat = features.flatten(2)
+            even, odd = checkerboard(y1.shape[2:], y1.device)
+            here, there = flat.index_select(2, odd), flat.index_select(2, even)
+            attended = F.scaled_dot_product_attention(
+                self._split(self.query(here)), self._split(self.key(there)), self._split(there)
+            )
+            attended = attended.transpose(2, 3).flatten(1, 2)
+            s = self.exponent(flat.index_add(2, odd, attended).view_as(features))
         return torch.exp2(torch.tanh(s.to(y1.dtype)) * self._parity(y1))
 
     def even(self, y: Tensor) -> Tensor:

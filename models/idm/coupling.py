@@ -45,15 +45,11 @@ class AdditiveCoupling(nn.Module):
     def forward(self, x1: Tensor, x2: Tensor, *side: Tensor) -> tuple[Tensor, Tensor]:
         """Both halves (B, C/2, *grid), and back the same."""
         a, b = self._roles(x1, x2)
-        for part in self._parts(a):
-            b = b + part(a, *side)
-        return self._halves(a, b)
+        return self._halves(a, self._shifted(b, a, side, 1))
 
     def inverse(self, y1: Tensor, y2: Tensor, *side: Tensor) -> tuple[Tensor, Tensor]:
         a, b = self._roles(y1, y2)
-        for part in self._parts(a):
-            b = b - part(a, *side)
-        return self._halves(a, b)
+        return self._halves(a, self._shifted(b, a, side, -1))
 
     def rewind(self, frame: Frame) -> Rewound:
         a, b = self._roles(*frame.outputs)
@@ -89,6 +85,13 @@ class AdditiveCoupling(nn.Module):
         return Rewound(
             self._halves(a, b), self._halves(grad_a, grad_b), total[1:count], total[count:]
         )
+
+    def _shifted(self, b: Tensor, a: Tensor, side: Sequence[Tensor], sign: int) -> Tensor:
+        first, *others = self._parts(a)
+        b = torch.add(b, first(a, *side), alpha=sign)
+        for part in others:
+            b.add_(part(a, *side), alpha=sign)
+        return b
 
     def _parts(self, a: Tensor) -> Sequence[Callable[..., Tensor]]:
         parts = getattr(self.function, "parts", None)
@@ -185,6 +188,19 @@ class ConvolutionBlock(nn.Module):
         return shift.reshape(*shift.shape, *(1,) * (hidden.ndim - 2))
 
     def _precision(self, x: Tensor) -> AbstractContextManager[Any]:
-        if not self.half_precision:
-            return nullcontext()
-        return torch.autocast(x.device.type, torch.bfloat16, cache_enabled=False)
+        if self.half_precision and not is_too_thin(x):
+            return torch.autocast(x.device.type, torch.bfloat16, cache_enabled=False)
+        return full_precision_if_thin(x)
+
+
+def is_too_thin(x: Tensor) -> bool:
+    """Whether oneDNN's 16-bit convolution would leave weight gradients uninitialised.
+
+    It does for volumes of depth 2 (seen with PyTorch 2.13), which the bottom of `paper` is. Asked
+    on every device, so that the memory predicted on one is that of another.
+    """
+    return x.ndim == 5 and x.shape[2] == 2
+
+
+def full_precision_if_thin(x: Tensor) -> AbstractContextManager[Any]:
+    return torch.autocast(x.device.type, enabled=False) if is_too_thin(x) else nullcontext()

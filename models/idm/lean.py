@@ -24,6 +24,8 @@ from models.idm.coupling import ConvolutionBlock
 from models.idm.network import IDM
 from models.idm.optimizer import AdamWInBackward
 
+HALVES = ("x1", "x2")
+
 
 class LeanIDM(IDM):
     """IDM whose `forward` streams the top level and which brings its own optimizer.
@@ -65,30 +67,23 @@ class LeanIDM(IDM):
         self._check_input(x)
         embedding = self.time(t)
         samples = list(zip(x.split(1), embedding.split(1), strict=True))
-        skips, states = [], []
+        skips, deeper = [], []
         for sample in samples:
-            if torch.is_grad_enabled():
-                skip, *state = checkpoint(
-                    self._descend, *sample, use_reentrant=False, preserve_rng_state=False
-                )
-            else:
-                skip, *state = self._descend(*sample)
+            skip, *halves = self._descend_twice(*sample)
             skips.append(skip)
-            states.append(state)
-        halves = [torch.cat(parts) for parts in zip(*states, strict=True)]
-        del states, state, skip
-        outputs = self._run(self.middle, dict(zip(("x1", "x2"), halves, strict=True)), embedding)
-        halves = [outputs["x1"], outputs["x2"]]
-        del outputs
-        pieces = list(zip(*(half.split(1) for half in halves), strict=True))
-        del halves
+            deeper.append(halves)
+        state = {
+            name: torch.cat(half)
+            for name, half in zip(HALVES, zip(*deeper, strict=True), strict=True)
+        }
+        del skip, halves, deeper
+        state = self._run(self.middle, state, embedding)
+        first, second = (state.pop(name).split(1) for name in HALVES)
         result = []
-        for (_, sample_embedding), (x1, x2) in zip(samples, pieces, strict=True):
-            state = {"skip0": skips.pop(0), "x1": x1, "x2": x2}
-            del x1, x2
-            outputs = self._run(self.way_up, state, sample_embedding)
-            del state
-            result.append(self.project(outputs["x1"], outputs["x2"]))
+        for index, (_, sample_embedding) in enumerate(samples):
+            own = {"skip0": skips.pop(0), "x1": first[index], "x2": second[index]}
+            own = self._run(self.way_up, own, sample_embedding)
+            result.append(self.project(own.pop("x1"), own.pop("x2")))
         return torch.cat(result)
 
     def make_optimizer(self, learning_rate: float, lambda_l2: float = 0.0) -> AdamWInBackward:
@@ -98,10 +93,15 @@ class LeanIDM(IDM):
             trained, learning_rate, lambda_l2=lambda_l2, eight_bit=self.eight_bit
         )
 
+    def _descend_twice(self, *sample: Tensor) -> tuple[Tensor, ...]:
+        if not torch.is_grad_enabled() or torch.jit.is_tracing():
+            return self._descend(*sample)
+        return checkpoint(self._descend, *sample, use_reentrant=False, preserve_rng_state=False)
+
     def _descend(self, x: Tensor, embedding: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The top level's way down for one sample: its skip, and the state of the next level."""
         # No name for the lifted halves: it would keep them alive while the body runs.
-        state = dict(zip(("x1", "x2"), self.lift(x, embedding), strict=True))
+        state = dict(zip(HALVES, self.lift(x, embedding), strict=True))
         out = self._run(self.way_down, state, embedding)
         return out["skip0"], out["x1"], out["x2"]
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 BLOCK = 256
-CHUNK = 1024 * BLOCK  # elements updated at a time: temporaries stay below 10 MiB
+CHUNK = 2048 * BLOCK  # elements updated at a time: temporaries stay below 20 MiB
 GOLDEN = 0.6180339887498949
 
 
@@ -99,6 +99,9 @@ class AdamWInBackward(torch.optim.Optimizer):
         # The root of the second moment needs half the range of the moment itself.
         self.second = LogQuantizer(signed=False, octaves=24)
         self.pull: Tensor | None = None
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                self.state[parameter] = self._new_state(parameter)
         self.hooks = [
             parameter.register_post_accumulate_grad_hook(self._hook(group))
             for group in self.param_groups
@@ -132,8 +135,6 @@ class AdamWInBackward(torch.optim.Optimizer):
     def _update(self, parameter: Tensor, group: dict[str, Any]) -> None:
         assert parameter.grad is not None
         state = self.state[parameter]
-        if not state:
-            state.update(self._new_state(parameter))
         state["step"] += 1
         if "exp_avg" in state:
             weights, grad = parameter.view(-1), parameter.grad.reshape(-1)
@@ -176,7 +177,7 @@ class AdamWInBackward(torch.optim.Optimizer):
 
     def _new_state(self, parameter: Tensor) -> dict[str, Any]:
         if not self.eight_bit or parameter.numel() < 4096:
-            zeros = torch.zeros(parameter.numel(), device=parameter.device)
+            zeros = torch.zeros_like(parameter.detach()).flatten()
             return {"step": 0, "exp_avg": zeros, "root_exp_avg_sq": zeros.clone()}
         blocks = -(-parameter.numel() // BLOCK)
         first = self.first.zeros(blocks, parameter.device)

@@ -17,7 +17,7 @@ consumer fills and the producer empties.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
@@ -336,13 +336,14 @@ class _ReversibleLayer(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-        _refuse_double_backward()
+        refuse_double_backward()
         step: _Step = ctx.step
         step.check_parameters()
         count = len(step.inputs)
         needs = ctx.needs_input_grad[1:]
         held = [slot.take() for slot in step.outputs]
-        foreign = [value for value, owned in held if not owned]
+        # By address, so as not to keep them alive while the layer works.
+        foreign = {_address(value) for value, owned in held if not owned}
         frame = Frame(
             outputs=[value for value, _ in held],
             owned=[owned for _, owned in held],
@@ -380,7 +381,7 @@ class _Exit(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-        _refuse_double_backward()
+        refuse_double_backward()
         for slot, value in zip(ctx.slots, ctx.saved_tensors, strict=True):
             if slot is not None:
                 slot.put(value.detach(), owned=False)  # the user may still read it
@@ -431,14 +432,17 @@ def gradients(
     return [next(found) if tensor.requires_grad else None for tensor in inputs]
 
 
-def may_overwrite(tensor: Tensor, others: Sequence[Tensor]) -> bool:
-    """Whether a tensor has its memory to itself and shares none with `others`."""
-    storage = tensor.untyped_storage()
-    shared = {other.untyped_storage()._cdata for other in others}
-    return storage.nbytes() == tensor.nbytes and storage._cdata not in shared
+def may_overwrite(tensor: Tensor, others: Iterable[Tensor | int]) -> bool:
+    """Whether a tensor has its memory to itself; `others` are tensors, or addresses of theirs."""
+    addresses = {_address(o) if isinstance(o, Tensor) else o for o in others}
+    return tensor.untyped_storage().nbytes() == tensor.nbytes and _address(tensor) not in addresses
 
 
-def _refuse_double_backward() -> None:
+def _address(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata
+
+
+def refuse_double_backward() -> None:
     if torch.is_grad_enabled():
         raise RuntimeError(
             "The reversible backward pass cannot be differentiated again (create_graph=True): it "
