@@ -1,0 +1,84 @@
+"""What runs in the process that loads the stand-in: windows measured on scripted cards.
+
+Time stands still between two lines of these functions and moves when they say so; every figure
+is exact and nobody waits.
+"""
+
+import ctypes
+import os
+from pathlib import Path
+from typing import Any
+
+import pynvml
+
+from bench.probes.energy import EnergyProbe, NvmlMeter
+from bench.probes.nvml import Card, CardProbe, CardUnavailable
+from bench.probes.temperature import open_thermometer
+
+
+class ScriptedTime:
+    """The clock of the stand-in, in seconds."""
+
+    def __init__(self, now: float) -> None:
+        self._library = ctypes.CDLL("libnvidia-ml.so.1")
+        self._library.standin_time.argtypes = [ctypes.c_double]
+        self.move_to(now)
+
+    def __call__(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.move_to(self.now + seconds)
+
+    def move_to(self, now: float) -> None:
+        self.now = now
+        self._library.standin_time(now)
+
+
+def open_card(script: str, index: int = 0, visible: str | None = None) -> Card:
+    Path(os.environ["NVML_SCRIPT"]).write_text(script)
+    return Card.open(index, visible)
+
+
+def window(script: str, start: float, seconds: float, hertz: float = 10.0) -> dict[str, Any]:
+    """Columns of one window on the first card; `begin` is when it really began."""
+    import torch
+
+    time = ScriptedTime(start)
+    card = open_card(script)
+    thermometer = open_thermometer(torch.device("cuda"), card)
+    probes = [CardProbe(card), *([thermometer] if thermometer else [])]
+    meter = NvmlMeter(card)
+    if meter.counter_source or meter.power_source:
+        probes.append(EnergyProbe(meter, time, time.sleep))
+    for probe in probes:
+        probe.start()
+    begin, samples, periods = time.now, [], 0
+    while periods / hertz < seconds:
+        time.move_to(begin + periods / hertz)
+        samples.append({name: value for p in probes for name, value in p.sample().items()})
+        periods += 1
+    time.move_to(begin + seconds)
+    columns: dict[str, Any] = {"warnings": [], "contention": []}
+    for probe in reversed(probes):
+        for name, value in probe.stop().items():
+            columns[name] = columns[name] + value if isinstance(value, list) else value
+    return columns | {"begin": begin, "samples": samples}
+
+
+def which(script: str, index: int = 0, visible: str | None = None) -> tuple[str | None, list[str]]:
+    """UUID of the card that `Card.open` finds, and its warnings; None and why where it cannot."""
+    try:
+        card = open_card(script, index, visible)
+    except CardUnavailable as why:
+        return None, [str(why)]
+    return pynvml.nvmlDeviceGetUUID(card._handle), card.warnings
+
+
+def without_driver() -> list[str]:
+    """What `Card.open` says; for a process that has no NVML to load."""
+    try:
+        Card.open()
+    except CardUnavailable as why:
+        return [str(why)]
+    return []
