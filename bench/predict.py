@@ -12,20 +12,17 @@ FLOPs are those of the real step, to the byte; only values are missing.
 """
 
 import copy
-import gc
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensor, FakeTensorMode
-from torch.optim import optimizer as torch_optimizer
-from torch.utils import _foreach_utils
+from torch._subclasses.fake_tensor import FakeCopyMode
 
 from bench.allocator import Block, CachingAllocator, Pool
+from bench.fake import FaithfulFakeMode, faking
 from bench.presets import Overrides, Workload
 from bench.probes import Columns
 from bench.probes.flops import dispatched_forward_flops
@@ -142,7 +139,7 @@ def predict(
 
 def predict_method(method: Any, work: Workload, training: Training | None = None) -> Prediction:
     """The second step of `method` (`bench.methods.Method`) on `work`."""
-    with faking(FakeTensorMode()):
+    with faking(FaithfulFakeMode()):
         network = method.build(work)
         step = TrainingStep(network, work, training)
         make_state(step.optimizer)
@@ -216,25 +213,6 @@ def describe(moment: Moment) -> str:
     return f"{words.get(moment.phase, 'optimizer step')}, {where}({name})"
 
 
-@contextmanager
-def faking(mode: FakeTensorMode) -> Iterator[None]:
-    """In here a step on fake tensors dispatches the operators of a real one."""
-    collecting = gc.isenabled()
-    gc.disable()  # a fifth faster, and no number depends on when cycles would be collected
-    # PyTorch takes its `_foreach_` kernels, whose temporaries differ, for types that it knows.
-    lists = (_foreach_utils._foreach_supported_types, torch_optimizer._foreach_supported_types)
-    for types in lists:
-        types.append(FakeTensor)
-    try:
-        with mode:
-            yield
-    finally:
-        for types in lists:
-            types.remove(FakeTensor)
-        if collecting:
-            gc.enable()
-
-
 class _OwnStep:
     """A training step of anybody's network."""
 
@@ -253,7 +231,7 @@ def _predict_own(
     network: nn.Module, batch: Any, optimizer: torch.optim.Optimizer, loss: Loss
 ) -> Prediction:
     # Constants that a forward pass takes from elsewhere are real; they count as "other".
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    mode = FaithfulFakeMode(allow_non_fake_inputs=True)
     with FakeCopyMode(mode):  # at once, so that the optimizer's parameters are the network's
         network, batch, optimizer = copy.deepcopy((network, batch, optimizer))
     with faking(mode):

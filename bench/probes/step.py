@@ -10,26 +10,11 @@ from enum import StrEnum
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
 
 from bench.probes import Columns
 from bench.probes.flops import flops_of
 from bench.probes.layers import RunningLayer
 from bench.probes.memory import MemoryProbe, Part, tensors_in
-
-
-# The kernels of these losses write the loss of every element and reduce it in place: the scalar
-# that they return keeps the storage of all elements, as long as it lives. (PyTorch's Loss.cpp,
-# on CPU and CUDA; fake tensors do not know.)
-REDUCED_IN_PLACE = frozenset(
-    {
-        torch.ops.aten.mse_loss.default,
-        torch.ops.aten.smooth_l1_loss.default,
-        torch.ops.aten.binary_cross_entropy.default,
-        torch.ops.aten.soft_margin_loss.default,
-    }
-)
 
 
 class Phase(StrEnum):
@@ -91,8 +76,6 @@ class StepProbe(MemoryProbe):
     def call(self, func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
         self.layer = self._layers.current()
         out = func(*args, **kwargs)
-        if func in REDUCED_IN_PLACE and isinstance(out, FakeTensor):
-            _keep_elements(out, *args[:2])
         moved = 0 if func.is_view else sum(x.nbytes for x in tensors_in((args, kwargs, out)))
         flops = int(flops_of(func, args, kwargs, out))
         in_backward = torch._C._current_graph_task_id() != -1
@@ -127,11 +110,3 @@ class StepProbe(MemoryProbe):
             change.storage.operator,
             {key: nbytes for key, nbytes in sorted(holdings.items()) if nbytes},
         )
-
-
-def _keep_elements(reduced: Tensor, predicted: Tensor, target: Tensor) -> None:
-    """Give a fake loss the storage of a real one."""
-    if reduced.dim() == 0:
-        elements = torch.broadcast_shapes(predicted.shape, target.shape).numel()
-        size = max(1, elements) * reduced.element_size()
-        reduced.untyped_storage().resize_(size)
