@@ -210,12 +210,22 @@ class IDM(nn.Module):
         return self.lift.pseudo_inverse(*halves)
 
     def describe(self) -> str:
-        """The levels, channels, splits and layers as text."""
-        lines = [f"{'layer':<24}{'takes':<22}{'gives':<22}parameters"]
-        for wire in self.wiring:
-            count = sum(p.numel() for p in self.body[wire.layer].parameters())
-            row = f"{wire.layer:<24}{', '.join(wire.inputs):<22}{', '.join(wire.outputs):<22}"
-            lines.append(f"{row}{count:,}")
+        """The U as text: a line per level with its channels, its split, and what works there."""
+        bottom = len(self.channels) - 1
+        lines = [f"lift: {self.in_channels} channels and t -> {self.channels[0]}"]
+        for level, width in enumerate(self.channels):
+            names = [w.layer for w in self.wiring if w.layer.startswith(f"level{level}_")]
+            down, up = (sum(branch in n for n in names) for branch in ("encode", "decode"))
+            count = sum(p.numel() for n in names for p in self.body[n].parameters())
+            middle = "mix"
+            if level < bottom:
+                sent = self.channels[level + 1] // 2**self.dims
+                attention = " -> iTrans" if f"level{level}_attention" in self.body else ""
+                middle = f"split {width - sent} skip{attention} | {sent} down"
+            line = f"{'  ' * level}level {level}: {width} channels, 1/{2**level} size: "
+            line += f"{down} couplings, {middle}, {up} couplings"
+            lines.append(f"{line:<84}{count:>13,} parameters")
+        lines.append(f"project: {self.channels[0]} -> {self.in_channels}")
         return "\n".join(lines)
 
     def _run_body(

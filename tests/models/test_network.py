@@ -194,11 +194,10 @@ def test_fvcore_counts_the_forward_pass():
     assert flops.total() > 8**3 * 27 * 4 * 8
 
 
-def test_describe_shows_every_layer():
-    net = IDM(channels=NARROW)
-    text = net.describe()
-    assert all(name in text for name in net.body)
-    assert "skip0" in text
+def test_describe_shows_levels_channels_and_splits():
+    text = IDM(channels=NARROW, couplings=3).describe()
+    assert "level 0: 8 channels, 1/1 size: 3 couplings, split 6 skip -> iTrans | 2 down" in text
+    assert "level 2: 32 channels, 1/4 size: 3 couplings, mix, 3 couplings" in text
 
 
 @pytest.mark.parametrize(
