@@ -79,6 +79,103 @@ class RunCommand:
         return run_benchmark(self, console)
 
 
+Preset = Literal["small", "paper", "equal", "full-volume"]
+
+
+@dataclass
+class PredictCommand:
+    """Peak memory and FLOPs of a training step, exactly, without a GPU and without computing it.
+
+    Leaves runs.csv, with the columns of a run's, and with --timeline a picture.
+    """
+
+    models: tuple[str, ...] = ("unet", "checkpoint", "patchddm", "idm", "idm-stored")
+    """Methods to predict."""
+    preset: Preset = "paper"
+    """The workload."""
+    overrides: Annotated[Overrides, tyro.conf.OmitArgPrefixes] = field(default_factory=Overrides)
+    device: Literal["cuda", "cpu"] = "cuda"
+    """What will train: for cuda, also what the caching allocator would hold."""
+    timeline: bool = False
+    """Draw memory over the step, split by what it serves, the methods to one scale."""
+    out: Path = Path("results/predicted")
+    """Folder for what is written."""
+
+    def execute(self, console: Console) -> int:
+        from bench.predictions import run_predict
+
+        return run_predict(self, console)
+
+
+@dataclass
+class FitCommand:
+    """The largest batch, and the largest cube at batch 1, that train in so much memory.
+
+    Exit status 0, 1 if not even one volume fits with any method, 2 for a wrong command.
+    """
+
+    memory: str | None = None
+    """Memory of the card: 24GiB is 24 · 2³⁰ bytes, 24GB is 24 · 10⁹."""
+    gpu: str | None = None
+    """A card by name instead: a5000, rtx4090, v100-32gb, a100-80gb, h100, …"""
+    models: tuple[str, ...] = ("unet", "checkpoint", "patchddm", "idm")
+    """Methods to try."""
+    preset: Preset = "paper"
+    """The workload whose batch and volume are varied."""
+    overrides: Annotated[Overrides, tyro.conf.OmitArgPrefixes] = field(default_factory=Overrides)
+    margin: str = "1GiB"
+    """Kept free for what is not modelled: the CUDA context, cuDNN's workspaces."""
+
+    def execute(self, console: Console) -> int:
+        from bench.fit import run_fit
+
+        return run_fit(self, console)
+
+
+@dataclass
+class ScaleCommand:
+    """Predicted peak against depth, volume and batch: a CSV, and a figure with the slopes."""
+
+    models: tuple[str, ...] = ("unet", "checkpoint", "patchddm", "idm", "idm-stored")
+    """Methods to compare."""
+    preset: Preset = "small"
+    """The workload of which one thing at a time is varied."""
+    overrides: Annotated[Overrides, tyro.conf.OmitArgPrefixes] = field(default_factory=Overrides)
+    out: Path = Path("results/scale")
+    """Folder for what is written."""
+
+    def execute(self, console: Console) -> int:
+        from bench.scale import run_scale
+
+        return run_scale(self, console)
+
+
+@dataclass
+class CheckCommand:
+    """Compare peaks with a committed baseline.
+
+    Exit status 1 and a line for each that grew, 0 otherwise, 2 for a baseline that cannot tell.
+    """
+
+    baseline: Path = Path("results/baseline.csv")
+    """Predicted peaks, as --update writes them."""
+    models: tuple[str, ...] = ()
+    """Methods to check (default: all)."""
+    presets: tuple[Preset, ...] = ()
+    """Presets to check (default: those of the baseline; of a new one small, paper, equal)."""
+    update: bool = False
+    """Write the baseline instead of comparing with it."""
+    run: Path | None = None
+    """Compare this run's measured peaks instead of predictions."""
+    tolerance: str = "1%"
+    """How much a measured peak may grow; predicted ones may not grow at all."""
+
+    def execute(self, console: Console) -> int:
+        from bench.check import run_check
+
+        return run_check(self, console)
+
+
 def run_bench() -> int:
     """`run_bench.py`: the command `run`, and nothing else."""
     return _main(tyro.cli(RunCommand, prog="run_bench.py", args=sys.argv[1:]).execute)
@@ -87,7 +184,15 @@ def run_bench() -> int:
 def main() -> int:
     """`python -m bench COMMAND`."""
     command = tyro.extras.subcommand_cli_from_dict(
-        {"run": RunCommand}, prog="python -m bench", args=sys.argv[1:]
+        {
+            "run": RunCommand,
+            "predict": PredictCommand,
+            "fit": FitCommand,
+            "scale": ScaleCommand,
+            "check": CheckCommand,
+        },
+        prog="python -m bench",
+        args=sys.argv[1:],
     )
     return _main(command.execute)
 

@@ -68,6 +68,16 @@ class Prediction:
     def parts(self) -> dict[Part, int]:
         return {part: getattr(self, f"{part}_bytes") for part in Part}
 
+    @property
+    def stored_bytes(self) -> int:
+        """Activations alive when the backward pass begins: what the forward pass stores for it."""
+        forward = self.phases.count(Phase.FORWARD)
+        return sum(
+            change.nbytes
+            for change in self.changes
+            if change.storage.part is Part.ACTIVATION and change.operator <= forward
+        )
+
     @cached_property
     def cuda_pool(self) -> Pool:
         """What PyTorch's caching allocator holds of a CUDA device after the second step.

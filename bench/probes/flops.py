@@ -143,7 +143,7 @@ class _Traced:
     def __init__(self, value: Any) -> None:
         self.value = value
 
-    def isCompleteTensor(self) -> bool:  # noqa: N802
+    def isCompleteTensor(self) -> bool:
         return isinstance(self.value, Tensor)
 
     def type(self) -> "_Traced":
@@ -152,7 +152,7 @@ class _Traced:
     def sizes(self) -> list[int]:
         return list(self.value.shape)
 
-    def toIValue(self) -> Any:  # noqa: N802
+    def toIValue(self) -> Any:
         return self.value
 
     def node(self) -> "_Traced":

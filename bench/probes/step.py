@@ -102,10 +102,9 @@ class StepProbe(MemoryProbe):
         for change in self.changes[: at + 1]:
             holdings[change.storage.part, change.storage.layer] += change.nbytes
         change = self.changes[at]
-        phases = self.phases()
         return Moment(
             at,
-            phases[min(change.operator, len(phases) - 1)] if phases else Phase.FORWARD,
+            self.phases()[change.operator - 1] if change.storage.operator else Phase.FORWARD,
             change.storage.layer,
             change.storage.operator,
             {key: nbytes for key, nbytes in sorted(holdings.items()) if nbytes},

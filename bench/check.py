@@ -1,0 +1,324 @@
+"""The command `check`: has a method's peak grown since the baseline was committed?
+
+A baseline is a CSV of predictions, a row a method and preset. A prediction is exact and depends on
+no machine, so that one byte more is a change of the code.
+"""
+
+import csv
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import pandas as pd
+import torch
+from rich.console import Console
+
+from bench.cli import CheckCommand
+from bench.errors import UserError
+from bench.methods import METHODS, find_methods
+from bench.predict import Prediction, describe, predict_method
+from bench.presets import PRESETS, Workload
+from bench.probes.memory import Part
+from bench.processes import in_processes
+from bench.results import Run
+
+GATED_PRESETS = ("small", "paper", "equal")
+_HOW = "`python -m bench check --update` makes it anew"
+
+Key = tuple[str, str]
+"""Preset and method."""
+
+
+@dataclass(frozen=True)
+class Peak:
+    """A row of the baseline. Bytes are those that are alive at the peak."""
+
+    preset: str
+    method: str
+    torch: str
+    """The version whose operators these are."""
+    workload: str
+    """What was trained on."""
+    peak_memory_bytes: int
+    parameter_bytes: int
+    gradient_bytes: int
+    optimizer_bytes: int
+    activation_bytes: int
+    other_bytes: int
+    peak_at: str
+    """Phase, layer and operator."""
+    layers: str
+    """A line a part and layer: what of the peak is whose ("activation body.level0 16777216")."""
+
+    @property
+    def key(self) -> Key:
+        return self.preset, self.method
+
+    def part_bytes(self) -> dict[str, int]:
+        return {part: getattr(self, f"{part}_bytes") for part in Part}
+
+    def layer_bytes(self) -> dict[tuple[str, str], int]:
+        found = {}
+        for line in self.layers.splitlines():
+            part, *layer, nbytes = line.split(" ")
+            found[part, " ".join(layer)] = int(nbytes)
+        return found
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One row against the baseline's, in bytes."""
+
+    key: Key
+    grown: int
+    """Of the peak; negative if it shrank."""
+    explanation: str
+
+
+def run_check(command: CheckCommand, console: Console) -> int:
+    """Exit status 1 if a row grew, 0 otherwise; UserError for a baseline that cannot tell."""
+    if command.update:
+        if command.run is not None:
+            raise UserError("--update: a baseline is made of predictions, not of --run")
+        return _update(command, console)
+    baseline = read_baseline(command.baseline)
+    tolerance = parse_tolerance(command.tolerance) if command.run is not None else 0.0
+    keys = _chosen(command, baseline)
+    if command.run is not None:
+        now = measured_peaks(Run(command.run))
+        keys = [key for key in keys if key in now]
+        differences = [compare_measured(baseline[key], now[key]) for key in keys]
+        if not keys:
+            raise UserError(f"--run {command.run}: has no ok trial of a row of {command.baseline}")
+    else:
+        check_version(baseline, command.baseline)
+        with console.status(f"{len(keys)} predictions"):
+            peaks = predict_peaks(keys)
+        differences = [compare(baseline[peak.key], peak) for peak in peaks]
+    return _report(differences, baseline, tolerance, console)
+
+
+def compare(before: Peak, now: Peak) -> Difference:
+    """Both predicted; UserError if they trained on different things."""
+    if before.workload != now.workload:
+        raise UserError(
+            f"{now.method} at {now.preset}: the baseline trained on {before.workload}, the preset "
+            f"is now {now.workload}; {_HOW}"
+        )
+    grown = now.peak_memory_bytes - before.peak_memory_bytes
+    if not grown:
+        return Difference(now.key, 0, "")
+    part, by = _furthest(before.part_bytes(), now.part_bytes(), grown)
+    of_part = [
+        {layer: nbytes for (kind, layer), nbytes in peak.layer_bytes().items() if kind == part}
+        for peak in (before, now)
+    ]
+    layer, by_layer = _furthest(*of_part, grown)
+    where = f"in {layer or 'no layer of the network'} ({by_layer:+,})"
+    return Difference(now.key, grown, f"{part} {by:+,} bytes, most {where}; peak {now.peak_at}")
+
+
+def compare_measured(before: Peak, now: pd.Series) -> Difference:
+    """A run's row against a prediction; it knows parts but no layers."""
+    grown = int(now["peak_memory_bytes"]) - before.peak_memory_bytes
+    parts = {part: int(now[f"{part}_bytes"]) for part in Part}
+    part, by = _furthest(before.part_bytes(), parts, grown)
+    return Difference(before.key, grown, f"{part} {by:+,} bytes; a run does not record layers")
+
+
+def predict_peaks(keys: Sequence[Key]) -> list[Peak]:
+    """Each workload once, however many presets give it to a method."""
+    works = {key: METHODS[key[1]].workload(key[0]) for key in keys}
+    distinct = list(dict.fromkeys((method, works[preset, method]) for preset, method in keys))
+    found = dict(zip(distinct, in_processes(predict_workload, distinct), strict=True))
+    return [make_peak(key, works[key], found[key[1], works[key]]) for key in keys]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a row needs of a prediction; small enough to be sent between processes."""
+
+    parts: Mapping[str, int]
+    peak_at: str
+    layers: str
+
+
+def predict_workload(job: tuple[str, Workload]) -> Summary:
+    method, work = job
+    return summarise(predict_method(METHODS[method], work))
+
+
+def summarise(prediction: Prediction) -> Summary:
+    # Gradients and optimizer state belong to the layers of the parameters: those would say the
+    # same three times.
+    holdings: Counter[tuple[str, str]] = Counter()
+    for (part, layer), nbytes in prediction.peak.holdings.items():
+        detailed = part in (Part.PARAMETER, Part.ACTIVATION)
+        holdings[part, layer if detailed else ""] += nbytes
+    lines = [f"{part} {layer} {nbytes}" for (part, layer), nbytes in sorted(holdings.items())]
+    parts = {f"{part}_bytes": nbytes for part, nbytes in prediction.parts.items()}
+    return Summary(parts, describe(prediction.peak), "\n".join(lines))
+
+
+def make_peak(key: Key, work: Workload, summary: Summary) -> Peak:
+    preset, method = key
+    widths = "-".join(map(str, work.channels))
+    return Peak(
+        preset,
+        method,
+        torch_version(),
+        f"{work.patch}³ of {work.volume}³ × {work.batch_size}, {work.precision}, {widths}, "
+        f"{work.couplings} couplings, {'+'.join(work.modality)}",
+        peak_memory_bytes=sum(summary.parts.values()),
+        **summary.parts,
+        peak_at=summary.peak_at,
+        layers=summary.layers,
+    )
+
+
+def read_baseline(path: Path) -> dict[Key, Peak]:
+    """The rows of a baseline; UserError where one is damaged."""
+    try:
+        with path.open(newline="") as file:
+            rows = list(csv.DictReader(file))
+    except FileNotFoundError:
+        raise UserError(f"--baseline {path}: missing; {_HOW}") from None
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"--baseline {path}: cannot be read as CSV ({error})") from None
+    if not rows:
+        raise UserError(f"--baseline {path}: holds no rows; {_HOW}")
+    baseline: dict[Key, Peak] = {}
+    for number, row in enumerate(rows, start=1):
+        peak = _read_row(path, number, row)
+        if peak.key in baseline:
+            raise UserError(f"{path}, row {number}: {peak.method} at {peak.preset} is there twice")
+        baseline[peak.key] = peak
+    return baseline
+
+
+def _read_row(path: Path, number: int, row: Mapping[str, str]) -> Peak:
+    where = f"{path}, row {number}"
+    try:
+        values = {
+            field.name: int(row[field.name]) if field.type is int else row[field.name]
+            for field in fields(Peak)
+        }
+        peak = Peak(**values)  # type: ignore[arg-type]
+        layers = peak.layer_bytes()
+    except (KeyError, ValueError, TypeError) as error:
+        raise UserError(f"{where}: damaged ({type(error).__name__}: {error}); {_HOW}") from None
+    if sum(peak.part_bytes().values()) != peak.peak_memory_bytes:
+        raise UserError(f"{where}: damaged (the parts do not add up to the peak); {_HOW}")
+    for part, nbytes in peak.part_bytes().items():
+        if sum(held for (kind, _), held in layers.items() if kind == part) != nbytes:
+            raise UserError(f"{where}: damaged (the layers do not add up to {part}); {_HOW}")
+    if peak.method not in METHODS or peak.preset not in PRESETS:
+        raise UserError(f"{where}: {peak.method} at {peak.preset} does not exist any more; {_HOW}")
+    return peak
+
+
+def write_baseline(path: Path, peaks: Iterable[Peak]) -> None:
+    names = [field.name for field in fields(Peak)]
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("w", newline="") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(names)
+            writer.writerows([getattr(peak, name) for name in names] for peak in peaks)
+    except OSError as error:
+        raise UserError(f"--baseline {path}: cannot be written ({error.strerror})") from None
+
+
+def check_version(baseline: Mapping[Key, Peak], path: Path) -> None:
+    """Another torch has other operators, and so other peaks."""
+    for peak in baseline.values():
+        if peak.torch != torch_version():
+            raise UserError(
+                f"--baseline {path}: {peak.method} at {peak.preset} is of torch {peak.torch}, this "
+                f"is torch {torch_version()}; install that one, or {_HOW}"
+            )
+
+
+def measured_peaks(run: Run) -> dict[Key, pd.Series]:
+    """The rows of a run that have a peak."""
+    records = run.records()
+    rows = records[(records["status"] == "ok") & records["peak_memory_bytes"].notna()]
+    return {(row["preset"], row["method"]): row for _, row in rows.iterrows()}
+
+
+def parse_tolerance(text: str) -> float:
+    """A share of the baseline: "2%" is 0.02."""
+    try:
+        value = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < 1:
+        raise UserError(f"--tolerance {text}: not a share; give 2% or 0.02")
+    return value
+
+
+def torch_version() -> str:
+    """Without the build: CPU and CUDA builds dispatch the same operators on fake tensors."""
+    return torch.__version__.partition("+")[0]
+
+
+def _chosen(command: CheckCommand, baseline: Mapping[Key, Peak]) -> list[Key]:
+    """The rows to look at; UserError if one that should be there is missing."""
+    methods = [method.name for method in find_methods(command.models or tuple(METHODS))]
+    presets = command.presets or tuple(dict.fromkeys(preset for preset, _ in baseline))
+    wanted = [(preset, method) for preset in presets for method in methods]
+    missing = [
+        f"{method} at {preset}" for preset, method in wanted if (preset, method) not in baseline
+    ]
+    if missing:
+        raise UserError(f"--baseline {command.baseline}: lacks {', '.join(missing)}; {_HOW}")
+    return wanted
+
+
+def _update(command: CheckCommand, console: Console) -> int:
+    methods = [method.name for method in find_methods(command.models or tuple(METHODS))]
+    presets = command.presets or GATED_PRESETS
+    keys = [(preset, method) for preset in presets for method in methods]
+    kept: dict[Key, Peak] = {}
+    if (command.models or command.presets) and command.baseline.exists():
+        kept = read_baseline(command.baseline)  # only what was named is made anew
+    with console.status(f"{len(keys)} predictions"):
+        peaks = kept | {peak.key: peak for peak in predict_peaks(keys)}
+    write_baseline(command.baseline, peaks.values())
+    _say(console, f"{command.baseline}: {len(keys)} rows, torch {torch_version()}")
+    return 0
+
+
+def _report(
+    differences: Sequence[Difference],
+    baseline: Mapping[Key, Peak],
+    tolerance: float,
+    console: Console,
+) -> int:
+    grew = 0
+    for difference in differences:
+        preset, method = difference.key
+        before = baseline[difference.key].peak_memory_bytes
+        by = f"{difference.grown:+,} bytes ({difference.grown / before:+.2%})"
+        if difference.grown > tolerance * before:
+            grew += 1
+            _say(console, f"GREW {method} at {preset}: {by}: {difference.explanation}")
+        elif difference.grown < 0:
+            _say(console, f"shrank {method} at {preset}: {by}: {difference.explanation}")
+    _say(console, f"{len(differences)} peaks compared, {grew} grew.")
+    if not grew and any(difference.grown < 0 for difference in differences):
+        _say(console, "Keep what was won: `python -m bench check --update`.")
+    return 1 if grew else 0
+
+
+def _furthest(before: Mapping[str, int], now: Mapping[str, int], grown: int) -> tuple[str, int]:
+    """What changed most in the direction of the peak."""
+    sign = 1 if grown >= 0 else -1
+    changes = {name: now.get(name, 0) - before.get(name, 0) for name in {**before, **now}}
+    name = max(changes, key=lambda name: sign * changes[name])
+    return name, changes[name]
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, highlight=False, markup=False)

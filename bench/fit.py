@@ -1,0 +1,163 @@
+"""The command `fit`: the largest batch and the largest volume that train in so much memory."""
+
+from dataclasses import dataclass, replace
+from functools import cache
+
+from rich.console import Console
+from rich.table import Table
+
+from bench.cli import FitCommand
+from bench.errors import UserError
+from bench.gpus import find_gpu
+from bench.methods import METHODS, find_methods
+from bench.predict import predict_method
+from bench.predictions import NOT_IN_THE_NUMBER
+from bench.presets import Overrides, Workload
+from bench.processes import in_processes
+from bench.search import largest_that_fits
+from bench.sizes import parse_size, show_size
+
+
+@dataclass(frozen=True)
+class Question:
+    method: str
+    preset: str
+    overrides: Overrides
+    limit: int
+    """Bytes that the caching allocator may hold."""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What of a method fits. Needs are what the caching allocator holds, in bytes."""
+
+    method: str
+    volume: int
+    """Side at which `batch_size` is the largest, in voxels."""
+    batch_size: int
+    """0: not even one volume."""
+    batch_needs: int
+    """At `batch_size`, or at 1 if even that does not fit."""
+    largest_volume: int
+    """Side of the largest cube at batch 1; 0: not even the smallest."""
+    volume_needs: int
+    """At `largest_volume`, or at the smallest cube that the method can train on."""
+
+
+def run_fit(command: FitCommand, console: Console) -> int:
+    """Exit status 0, or 1 if no method fits; UserError before anything is predicted."""
+    memory, margin = _memory(command), parse_size(command.margin, "--margin")
+    limit = memory - margin
+    if limit <= 0:
+        raise UserError(f"--margin {command.margin}: leaves nothing of {show_size(memory)}")
+    questions = [
+        Question(method.name, command.preset, command.overrides, limit)
+        for method in find_methods(command.models)
+    ]
+    for question in questions:  # whatever is wrong with it is said before the long part
+        METHODS[question.method].workload(command.preset, command.overrides)
+    with console.status("Predicting"):
+        fits = list(in_processes(answer, questions))
+    console.print(_table(fits, memory, margin))
+    for line in what_fits_instead(fits):
+        console.print(line, highlight=False, markup=False)
+    console.print(
+        f"Margin of {command.margin} for what is not modelled; change it with --margin. "
+        + NOT_IN_THE_NUMBER,
+        highlight=False,
+        markup=False,
+    )
+    return 0 if any(fit.batch_size for fit in fits) else 1
+
+
+def answer(question: Question) -> Fit:
+    """Search over predictions, each of which is exact."""
+    method = METHODS[question.method]
+    preset, overrides = question.preset, question.overrides
+    work = method.workload(preset, overrides)
+
+    @cache
+    def holds(work: Workload) -> int:
+        return predict_method(method, work).cuda_pool.reserved
+
+    def batch_of(size: int) -> Workload:
+        return replace(work, batch_size=size)
+
+    multiple = smallest_multiple(question)
+
+    def cube_of(count: int) -> Workload:
+        side = replace(overrides, volume=count * multiple, batch_size=1)
+        return method.workload(preset, side)
+
+    batch = largest_that_fits(
+        lambda size: holds(batch_of(size)), question.limit, start=work.batch_size
+    )
+    count = largest_that_fits(
+        lambda count: holds(cube_of(count)),
+        question.limit,
+        start=work.volume // multiple,
+        power=3,
+        most=2048 // multiple,
+    )
+    return Fit(
+        question.method,
+        work.volume,
+        batch,
+        holds(batch_of(max(1, batch))),
+        count * multiple,
+        holds(cube_of(max(1, count))),
+    )
+
+
+def smallest_multiple(question: Question) -> int:
+    """The volumes that a method can train on have sides of multiples of this."""
+    method = METHODS[question.method]
+    multiple = 1
+    while True:
+        try:
+            side = replace(question.overrides, volume=multiple, batch_size=1)
+            method.workload(question.preset, side)
+            return multiple
+        except UserError:
+            if multiple > 2048:
+                raise
+            multiple *= 2
+
+
+def what_fits_instead(fits: list[Fit]) -> list[str]:
+    """For each method of which nothing fits: what it would need, and what would fit."""
+    fitting = [f"{fit.method} (batch {fit.batch_size})" for fit in fits if fit.batch_size]
+    lines = []
+    for fit in fits:
+        if fit.batch_size == 0:
+            instead = f"{', '.join(fitting)} would" if fitting else "none of these methods would"
+            lines.append(
+                f"{fit.method} does not fit at {fit.volume}³: one volume needs "
+                f"{show_size(fit.batch_needs)}; {instead}."
+            )
+    return lines
+
+
+def _memory(command: FitCommand) -> int:
+    if (command.memory is None) == (command.gpu is None):
+        raise UserError("--memory 24GiB or --gpu a5000: give one of the two")
+    if command.gpu is not None:
+        return find_gpu(command.gpu).memory_bytes
+    assert command.memory is not None
+    return parse_size(command.memory, "--memory")
+
+
+def _table(fits: list[Fit], memory: int, margin: int) -> Table:
+    table = Table(title=f"What trains in {show_size(memory)}, {show_size(margin)} kept free")
+    for name in ("method", "volume", "largest batch", "needs", "largest cube, batch 1", "needs"):
+        table.add_column(name, justify="left" if name == "method" else "right")
+    for fit in fits:
+        table.add_row(
+            fit.method,
+            f"{fit.volume}³",
+            str(fit.batch_size) if fit.batch_size else "none",
+            show_size(fit.batch_needs),
+            f"{fit.largest_volume}³" if fit.largest_volume else "none",
+            show_size(fit.volume_needs),
+        )
+    return table

@@ -1,0 +1,123 @@
+"""The command `predict`: what methods will need, as a table, as `runs.csv` and as a picture."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from bench.cli import PredictCommand
+from bench.errors import UserError
+from bench.methods import Method, find_methods
+from bench.predict import Prediction, describe, predict_method
+from bench.presets import Workload
+from bench.results import Record, write_records
+
+GIB = 2**30
+Row = tuple[Method, Workload, Prediction]
+
+NOT_IN_THE_NUMBER = (
+    "CUDA pool: what PyTorch's caching allocator would hold after two steps, in blocks rounded as "
+    "it rounds them. Not in the number: the CUDA context (a few hundred MiB, by card and driver), "
+    "and the workspaces of cuDNN, which it chooses on the card, and of cuBLAS (8 to 32 MiB)."
+)
+NOT_ON_CPU = (
+    "Not in the number: the scratch of the kernels, and the process itself (interpreter, "
+    "libraries). A measurement with `run` has both."
+)
+
+
+def run_predict(command: PredictCommand, console: Console) -> int:
+    """Exit status 0; UserError before anything is predicted."""
+    chosen = [
+        (method, method.workload(command.preset, command.overrides))
+        for method in find_methods(command.models)
+    ]
+    make_folder(command.out)
+    rows = []
+    for method, work in chosen:
+        with console.status(f"Predicting {method.name}"):
+            rows.append((method, work, predict_method(method, work)))
+    path = command.out / "runs.csv"
+    write_records(path, [record(row, command.preset, command.device) for row in rows])
+    written = [path]
+    if command.timeline:
+        from bench.report.timeline import write_timeline
+        from bench.timeline import Timeline
+
+        timelines = [Timeline.of(method.name, prediction) for method, _, prediction in rows]
+        title = f"One training step at the preset {command.preset}"
+        written += write_timeline(timelines, command.out, title)
+
+    cuda = command.device == "cuda"
+    console.print(_table(rows, cuda))
+    for method, _, prediction in rows:
+        _say(console, f"{method.name}: peak in the {describe(prediction.peak)}.")
+    _say(console, NOT_IN_THE_NUMBER if cuda else NOT_ON_CPU)
+    for path in written:
+        _say(console, f"  {path}")
+    return 0
+
+
+def record(row: Row, preset: str, device: str) -> Record:
+    """A prediction as a row of `runs.csv`."""
+    method, work, prediction = row
+    on_cuda = {
+        "peak_allocated_bytes": prediction.cuda_pool.peak_allocated,
+        "peak_reserved_bytes": prediction.cuda_pool.reserved,
+    }
+    return Record(
+        method=method.name,
+        repeat=1,
+        status="ok",
+        preset=preset,
+        device=device,
+        precision=work.precision,
+        volume=work.volume,
+        patch=work.patch,
+        batch_size=work.batch_size,
+        channels=" ".join(map(str, work.channels)),
+        **prediction.columns(),
+        **(on_cuda if device == "cuda" else {}),
+    )
+
+
+def shape(work: Workload) -> str:
+    """What one step sees: "64³ × 4", "128³ of 256³ × 1"."""
+    side = f"{work.patch}³" if work.patch == work.volume else f"{work.patch}³ of {work.volume}³"
+    return f"{side} × {work.batch_size}"
+
+
+def make_folder(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {path}: cannot be written ({error.strerror})") from None
+
+
+def _table(rows: Sequence[Row], cuda: bool) -> Table:
+    table = Table(title="Predicted for one training step, memory in GiB", pad_edge=False)
+    table.add_column("")
+    for method, _, _ in rows:
+        table.add_column(method.name, justify="right")
+
+    def add(label: str, values: Sequence[str], **style: bool) -> None:
+        table.add_row(label, *values, **style)  # type: ignore[arg-type]
+
+    predictions = [prediction for _, _, prediction in rows]
+    add("Trains on", [shape(work) for _, work, _ in rows])
+    add("Precision", [work.precision for _, work, _ in rows])
+    add("Parameters (M)", [f"{p.parameters / 1e6:.1f}" for p in predictions], end_section=True)
+    add("Peak memory", [f"{p.peak_memory_bytes / GIB:.3f}" for p in predictions])
+    for part in predictions[0].parts:
+        add(f"  {part}", [f"{p.parts[part] / GIB:.3f}" for p in predictions])
+    if cuda:
+        add("CUDA pool", [f"{p.cuda_pool.reserved / GIB:.3f}" for p in predictions])
+    table.add_section()
+    add("GFLOP, forward (fvcore)", [f"{p.flops_forward / 1e9:,.1f}" for p in predictions])
+    add("GFLOP, whole step", [f"{p.flops_step / 1e9:,.1f}" for p in predictions])
+    return table
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, highlight=False, markup=False)

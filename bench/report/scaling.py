@@ -1,0 +1,76 @@
+"""Peak memory against depth, volume and batch, with the slope of each line written beside it."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import matplotlib
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from bench.report.figures import _STYLE, COLOURS, DASHES, GIB
+from bench.sizes import show_size
+
+if TYPE_CHECKING:
+    from bench.scale import Slope
+
+PANELS = {
+    "couplings": ("couplings a level and branch", "coupling"),
+    "volume": ("voxels of a step (millions)", "voxel"),
+    "batch_size": ("samples in a batch", "sample"),
+}
+
+
+def write_scaling(points: pd.DataFrame, slopes: "Sequence[Slope]", out: Path) -> list[Path]:
+    """`scale.png` and `.pdf`."""
+    methods = list(dict.fromkeys(points["method"]))
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(10.2, 3.7))
+        for axes, axis in zip(figure.subplots(1, 3), PANELS, strict=True):
+            _draw(axes, axis, points[points["axis"] == axis], slopes, methods)
+        handles, labels = figure.axes[1].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside upper left", ncols=len(labels), fontsize=8)
+        png, pdf = out / "scale.png", out / "scale.pdf"
+        figure.savefig(png, metadata={"Software": None})
+        figure.savefig(pdf, metadata={"CreationDate": None, "Producer": None, "Creator": None})
+    return [png, pdf]
+
+
+def _draw(
+    axes: Axes, axis: str, points: pd.DataFrame, slopes: "Sequence[Slope]", methods: list[str]
+) -> None:
+    label, unit = PANELS[axis]
+    scale = 1e6 if axis == "volume" else 1
+    ends = []
+    for slope in (slope for slope in slopes if slope.axis == axis):
+        style = methods.index(slope.method)
+        line = points[points["method"] == slope.method].sort_values("amount")
+        x, y = line["amount"] / scale, line["peak_memory_bytes"] / GIB
+        colour = COLOURS[style % len(COLOURS)]
+        axes.plot(
+            x, y, "o", markersize=3.5, color=colour, linestyle=DASHES[style % len(DASHES)],
+            linewidth=1.4, label=slope.method,
+        )  # fmt: skip
+        ends.append((y.iloc[-1], x.iloc[-1], f"{show_size(slope.peak)} a {unit}", colour))
+    axes.set_xlabel(label)
+    axes.set_ylim(bottom=0)
+    axes.set_xlim(left=0)
+    if axis == "couplings":
+        axes.set_ylabel("peak of a training step (GiB)")
+    _label_ends(axes, ends)
+
+
+def _label_ends(axes: Axes, ends: list[tuple[float, float, str, str]]) -> None:
+    """The slope of each line at its end, moved apart where lines end close together."""
+    if not ends:
+        return
+    gap = 0.055 * axes.get_ylim()[1]
+    at = float("-inf")
+    for y, x, text, colour in sorted(ends):
+        at = max(y, at + gap)
+        axes.annotate(
+            text, (x, y), xytext=(x + 0.04 * axes.get_xlim()[1], at), fontsize=7, color=colour,
+            va="center", annotation_clip=False,
+        )  # fmt: skip
+    axes.set_xlim(right=axes.get_xlim()[1] * 1.42)
