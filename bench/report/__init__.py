@@ -1,19 +1,79 @@
-"""From the files of a run to its tables and figures. Reads files, never a live trial."""
+"""From the files of runs to tables, figures and a page. Reads files, never a live trial.
 
+Evidence (`reading.py`)  what may be compared with what
+  -> Grid (`tables.py`, `claims.py`, `advice.py`)  -> CSV, Markdown, LaTeX
+  -> Picture (`figures.py`)                        -> PNG, PDF
+  -> both in one page (`html.py`)                  -> report.html
+"""
+
+from collections.abc import Sequence
 from pathlib import Path
 
-from bench.report import figures, tables
+import pandas as pd
+
+from bench.report import claims, figures, html, tables
+from bench.report.reading import Evidence, Group, read_evidence
 from bench.results import Run
 
 
 def write_report(run: Run, out: Path | None = None) -> list[Path]:
-    """Table 2 and Figures 3 to 5 of a run, into its folder or `out`; returns what was written."""
-    out = out or run.folder
+    """Everything about one run, into its folder or `out`; returns what was written."""
+    return write_reports([run.folder], out or run.folder)
+
+
+def write_reports(folders: Sequence[Path], out: Path) -> list[Path]:
+    """Tables 1 and 2, the claims, Figures 3 to 5, the frontier and the page.
+
+    The same files make the same bytes. Figures of several groups have the group in their names.
+    """
+    return write_evidence(read_evidence(folders), out)
+
+
+def write_evidence(evidence: Evidence, out: Path) -> list[Path]:
     out.mkdir(parents=True, exist_ok=True)
-    records, samples = run.records(), run.samples()
+    quality = read_quality(evidence)
+    judged = claims.judge(evidence)
+    pictures = {index: figures.draw_all(group) for index, group in enumerate(evidence.groups)}
+    suffixes = _suffixes(evidence.groups)
     return [
-        *tables.write_table2(records, out),
-        *figures.write_peak_memory(records, out),
-        *figures.write_energy_per_parameter(records, samples, out),
-        *figures.write_temperature(records, samples, out),
-    ]
+        *tables.write_table1(out, quality),
+        *tables.write_table2(evidence.groups, out),
+        *tables.write(out, "claims", claims.claims_table(judged), [claims.claims_grid(judged)]),
+        *(path for index, drawn in pictures.items() for picture in drawn
+          for path in picture.save(out, suffixes[index])),
+        html.write_html(evidence, judged, pictures, quality, out),
+    ]  # fmt: skip
+
+
+def read_quality(evidence: Evidence) -> pd.DataFrame | None:
+    """Measured rows of Table 1, where a run folder has a `quality.csv` with its columns."""
+    needed = ["source", "method", "modality", "column", "value"]
+    found = []
+    for run, folder in evidence.folders.items():
+        path = folder / "quality.csv"
+        if not path.exists():
+            continue
+        try:
+            rows = pd.read_csv(path)[needed]
+            rows["value"] = rows["value"].astype(float)
+        except (OSError, ValueError, KeyError, TypeError):
+            evidence.problems.append(f"{run}: quality.csv cannot be read; it is left out")
+            continue
+        found.append(rows.assign(unit=None, note=None))
+    return pd.concat(found) if found else None
+
+
+def _suffixes(groups: Sequence[Group]) -> list[str]:
+    """`peak_memory.png` of one group; `peak_memory-paper.png`, `-paper-2.png` of several."""
+    if len(groups) == 1:
+        return [""]
+    names: list[str] = []
+    for group in groups:
+        preset = "".join(c for c in group.preset if c.isalnum() or c == "-") or "other"
+        name = f"-{preset}" + ("-predicted" if group.kind == "predicted" else "")
+        number = sum(name == other or other.startswith(f"{name}-n") for other in names)
+        names.append(f"{name}-n{number + 1}" if number else name)
+    return names
+
+
+__all__ = ["write_evidence", "write_report", "write_reports"]

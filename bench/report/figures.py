@@ -1,159 +1,392 @@
-"""Figures 3 to 5 of the paper, from the files of a run."""
+"""Figures 3 to 5 of the paper, and the frontier of memory over computation.
 
-from collections.abc import Callable, Iterator
+A figure is drawn once, as a `Picture`, and saved as PNG and PDF for print, or as SVG for the page.
+All are as wide as a journal's column. Methods differ in colour and dash, parts in lightness, so
+that print in greyscale and eyes that see no red or green lose nothing.
+"""
+
+import io
+import re
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import matplotlib
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from bench.report import published
+from bench.report.grid import significant
+from bench.report.reading import Group
+from bench.report.summary import summarise
+
 GIB = 2**30
-Trial = tuple[str, int]  # method, repeat
 PARTS = {
     "parameter": "parameters",
-    "gradient": "gradients",
     "optimizer": "optimizer",
+    "gradient": "gradients",
     "activation": "activations",
     "other": "other",
 }
-# Okabe & Ito's colours can be told apart by the colour-blind; the order below also steps in
-# lightness, and lines differ in dash, for print in greyscale.
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")
+"""In the order of the stack: what stays throughout first, then what comes and goes."""
+# Okabe & Ito's colours can be told apart by the colour-blind. Neighbours in the stack step in
+# lightness; activations, which the methods are about, are the one warm colour.
 PART_COLOURS = dict(
-    zip(PARTS, ("#0072B2", "#56B4E9", "#CC79A7", "#E69F00", "#999999"), strict=True)
+    zip(PARTS, ("#24466F", "#56B4E9", "#0072B2", "#E69F00", "#D0D0D0"), strict=True)
 )
-DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
+DASHES = ("-", (0, (5, 2)), (0, (6, 2, 1, 2)), (0, (1, 1.2)), (0, (5, 1)), (0, (3, 1, 1, 1)), "-")
+MARKERS = "osD^vPX"
+COLUMN_INCHES = 3.5
+MOST_METHODS = 24
+"""Shown in one figure; more would be unreadable, and a picture has a largest size."""
+
+# The page gives these three its own colours, for its dark mode.
+INK, LINE, PAPER = "#1f2328", "#dddddd", "#ffffff"
 
 _STYLE: Any = {
-    "font.size": 9,
+    "font.family": "DejaVu Sans",  # comes with matplotlib: the same letters on every machine
+    "font.size": 8,
+    "text.color": INK,
+    "text.parse_math": False,  # names are foreign text: a $ is a $
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "axes.linewidth": 0.7,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
     "axes.axisbelow": True,
-    "grid.color": "#DDDDDD",
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "grid.color": LINE,
     "grid.linewidth": 0.6,
     "legend.frameon": False,
-    "figure.dpi": 200,
+    "legend.fontsize": 7.5,
+    "figure.dpi": 300,
     "figure.constrained_layout.use": True,
     "pdf.fonttype": 42,
     "svg.hashsalt": "idm-bench",
+    "svg.fonttype": "none",  # text stays text: small, and set in the page's own letters
 }
 
 
-def write_peak_memory(records: pd.DataFrame, out: Path) -> list[Path]:
-    """Figure 3: the peak of each method, split by what it consists of."""
-    rows = _ok(records).dropna(subset=["peak_memory_bytes"]).drop_duplicates("method")
-    with _figure(out, "peak_memory", height=0.9 + 0.42 * max(2, len(rows))) as axes:
-        if rows.empty:
-            return _say_empty(axes, out, "peak_memory", "no trial measured its peak memory")
-        left = pd.Series(0.0, index=rows.index)
-        for part, label in PARTS.items():
-            width = rows[f"{part}_bytes"].astype(float) / GIB
-            axes.barh(rows["method"], width, left=left, label=label, color=PART_COLOURS[part])
-            left = left + width
-        for name, total in zip(rows["method"], left, strict=True):
-            axes.annotate(
-                f"{total:.3g} GiB", (total, name), (4, 0), textcoords="offset points", va="center"
+@dataclass(frozen=True)
+class Picture:
+    """A drawn figure, and its words."""
+
+    name: str
+    """Of its files."""
+    title: str
+    caption: str
+    """What is shown, and where it came from."""
+    content: str
+    """Its content in words, for those who cannot see it."""
+    figure: Figure
+
+    def save(self, out: Path, suffix: str = "") -> list[Path]:
+        """PNG and PDF. No dates in the files: the same rows make the same bytes."""
+        png, pdf = (out / f"{self.name}{suffix}.{kind}" for kind in ("png", "pdf"))
+        with _quiet(), matplotlib.rc_context(_STYLE):
+            self.figure.savefig(png, metadata={"Software": None})
+            self.figure.savefig(
+                pdf, metadata={"CreationDate": None, "Producer": None, "Creator": None}
             )
-        axes.invert_yaxis()
-        axes.grid(axis="y", visible=False)
-        axes.set_xlim(0, left.max() * 1.18)
-        axes.set_xlabel("peak memory of one training step (GiB)")
-        _legend_above(axes)
-    return _paths(out, "peak_memory")
+        return [png, pdf]
+
+    def svg(self, prefix: str) -> str:
+        """To be set into a page, whose ids must not clash and whose colours change at night."""
+        text = io.StringIO()
+        with _quiet(), matplotlib.rc_context(_STYLE):
+            self.figure.savefig(
+                text, format="svg", transparent=True,
+                metadata={"Date": None, "Creator": None, "Format": None, "Type": None},
+            )  # fmt: skip
+        return themed_svg(text.getvalue(), prefix)
 
 
-def write_energy_per_parameter(
-    records: pd.DataFrame, samples: pd.DataFrame, out: Path
-) -> list[Path]:
-    """Figure 4: energy used so far in the window, per parameter of the network."""
-    name = "energy_per_parameter"
-    with _figure(out, name) as axes:
-        parameters = records.set_index(["method", "repeat"])["parameters"].astype(float)
-        sources = list(dict.fromkeys(records["energy_source"].dropna()))
-        drawn = _draw_over_window(
-            axes, records, samples, lambda trial, rows: rows["energy_j"] / parameters[trial] * 1e6
-        )
-        if not drawn:
-            return _say_empty(axes, out, name, "energy is not available on this machine")
-        axes.set_ylabel("energy per parameter (µJ)")
-        axes.set_title(f"source: {', '.join(sources)}", fontsize=8, loc="left", color="#555555")
-    return _paths(out, name)
+def themed_svg(svg: str, prefix: str) -> str:
+    """An SVG file of matplotlib as an element of an HTML page."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'\bid="', f'id="{prefix}-', svg)
+    svg = re.sub(r'(href="|url\()#', rf"\1#{prefix}-", svg)
+    # Its size is the page's business.
+    svg = re.sub(r'(<svg [^>]*?)\s(?:width|height)="[^"]*pt"', r"\1", svg, count=1)
+    svg = re.sub(r'(<svg [^>]*?)\s(?:width|height)="[^"]*pt"', r"\1", svg, count=1)
+    for colour, variable in ((INK, "currentColor"), (LINE, "var(--line)"), (PAPER, "var(--page)")):
+        svg = svg.replace(colour, variable)
+    return svg
 
 
-def write_temperature(records: pd.DataFrame, samples: pd.DataFrame, out: Path) -> list[Path]:
-    """Figure 5: temperature of the device over the window."""
-    name = "temperature"
-    with _figure(out, name) as axes:
-        sources = list(dict.fromkeys(records["temperature_source"].dropna()))
-        drawn = _draw_over_window(axes, records, samples, lambda _, rows: rows["temperature_c"])
-        if not drawn:
-            return _say_empty(axes, out, name, "temperature is not available on this machine")
-        axes.set_ylabel("temperature (°C)")
-        axes.set_title(f"source: {', '.join(sources)}", fontsize=8, loc="left", color="#555555")
-    return _paths(out, name)
+def draw_all(group: Group) -> list[Picture]:
+    """Figures 3, 4, 5 and the frontier of one group."""
+    with _quiet(), matplotlib.rc_context(_STYLE):
+        return [draw(group) for draw in (
+            peak_memory, energy_per_parameter, temperature, frontier,
+        )]  # fmt: skip
 
 
-def _draw_over_window(
-    axes: Axes,
-    records: pd.DataFrame,
-    samples: pd.DataFrame,
-    value: Callable[[Trial, pd.DataFrame], pd.Series],
-) -> bool:
-    """A line a trial, a colour a method; False if there was nothing to draw."""
-    methods = list(dict.fromkeys(records["method"]))
-    drawn: set[str] = set()
-    for (method, repeat), rows in samples.groupby(["method", "repeat"], sort=False):
-        if method not in methods:
-            continue
-        series = value((method, repeat), rows)
-        if series.notna().sum() < 2:
-            continue
-        style = methods.index(method)
-        axes.plot(
-            rows["elapsed_s"], series,
-            label=None if method in drawn else method,
-            color=COLOURS[style % len(COLOURS)], linestyle=DASHES[style % len(DASHES)],
-            linewidth=1.5,
+def peak_memory(group: Group) -> Picture:
+    """Figure 3: the peak of each method, split by what it consists of."""
+    rows = _median_trials(group)
+    figure, axes = _axes(height=0.95 + 0.26 * max(3, len(rows)))
+    title, name = "Figure 3. Peak memory of one training step", "peak_memory"
+    if rows.empty:
+        return _empty(figure, axes, name, title, "no trial measured its peak memory")
+    left = pd.Series(0.0, index=rows.index)
+    shares = {label: rows[f"{part}_bytes"].astype(float) / GIB for part, label in PARTS.items()}
+    total = rows["peak_memory_bytes"].astype(float) / GIB
+    rest = total - sum(share.fillna(0) for share in shares.values())
+    if (rest > 0.001 * total).any():
+        shares["not split"] = rest.clip(lower=0)
+    colours = [*PART_COLOURS.values(), PAPER]
+    for (label, width), colour in zip(shares.items(), colours, strict=False):
+        hatch = "////" if label == "not split" else None
+        edge = INK if hatch else PAPER
+        axes.barh(
+            rows["method"], width.fillna(0), left=left, label=label, color=colour, edgecolor=edge,
+            linewidth=0.4, height=0.72, hatch=hatch,
         )  # fmt: skip
-        drawn.add(str(method))
-    if drawn:
-        axes.set_xlabel("time in the window (s)")
-        axes.set_xlim(left=0)
-        axes.legend()
-    return bool(drawn)
+        left = left + width.fillna(0)
+    marks = _mark_published(axes, list(rows["method"])) if group.preset == "paper" else {}
+    for method, value in zip(rows["method"], total, strict=True):
+        end, gap = max(value, marks.get(method, 0)), 6 if method in marks else 3
+        axes.annotate(
+            significant(value), (end, method), (gap, 0), textcoords="offset points", va="center"
+        )
+    most = max(total.max(), *marks.values(), 0)
+    axes.invert_yaxis()
+    axes.grid(axis="y", visible=False)
+    axes.tick_params(axis="y", length=0)
+    axes.spines["left"].set_visible(False)
+    axes.set_xlim(0, most * 1.16 if most > 0 else 1)
+    axes.set_xlabel("peak memory of one training step (GiB)")
+    handles, labels = axes.get_legend_handles_labels()  # lines come before bars: the mark first
+    figure.legend(
+        handles[bool(marks):] + handles[:bool(marks)], labels[bool(marks):] + labels[:bool(marks)],
+        loc="outside upper left", ncols=3, handlelength=1, columnspacing=1.2,
+    )  # fmt: skip
+    sources = ", ".join(dict.fromkeys(rows["peak_memory_source"].dropna()))
+    return Picture(
+        name, title, f"{group.name}. What was alive at the peak. Source: {sources}.",
+        _in_words("GiB", zip(rows["method"], total, strict=True)), figure,
+    )  # fmt: skip
+
+
+def energy_per_parameter(group: Group) -> Picture:
+    """Figure 4: energy used so far in the window, per parameter of the network."""
+    parameters = group.ok.set_index("trial")["parameters"].astype(float)
+    return _over_window(
+        group, "energy_per_parameter", "Figure 4. Energy per parameter", "energy", "energy_source",
+        "energy per parameter (µJ)",
+        lambda rows: rows["energy_j"] / rows["trial"].map(parameters) * 1e6,
+    )  # fmt: skip
+
+
+def temperature(group: Group) -> Picture:
+    """Figure 5: temperature of the device over the window."""
+    return _over_window(
+        group, "temperature", "Figure 5. Temperature", "temperature", "temperature_source",
+        "temperature (°C)", lambda rows: rows["temperature_c"],
+    )  # fmt: skip
+
+
+def frontier(group: Group) -> Picture:
+    """Which method to take for a budget: memory over computation, the best of each connected."""
+    name, title = "frontier", "Memory over computation"
+    figure, axes = _axes(height=2.7)
+    points = frontier_points(group)
+    if points.empty:
+        return _empty(figure, axes, name, title, "no trial has both its peak and its FLOPs")
+    best = points[points["best"]].sort_values("gflop")
+    axes.plot(
+        best["gflop"], best["gib"], drawstyle="steps-post", color=INK, linewidth=0.8, zorder=1,
+    )  # fmt: skip
+    for row in points.itertuples():
+        style = group.methods.index(row.method)
+        colour = COLOURS[style % len(COLOURS)]
+        axes.plot(
+            row.gflop, row.gib, MARKERS[style % len(MARKERS)], markersize=6, color=colour,
+            markerfacecolor=colour if row.best else "none",
+        )  # fmt: skip
+    for axis, column in (("x", "gflop"), ("y", "gib")):
+        low, high = points[column].min(), points[column].max()
+        if low > 0 and high > 4 * low:
+            getattr(axes, f"set_{axis}scale")("log")
+            getattr(axes, f"set_{axis}lim")(low / 1.6, high * 1.8)
+            _plain_log_ticks(getattr(axes, f"{axis}axis"))
+        else:
+            getattr(axes, f"set_{axis}lim")(0, high * 1.25 or 1)
+    axes.set_xlabel("FLOPs of a step, per volume or patch (G)")
+    axes.set_ylabel("peak memory (GiB)")
+    _label_points(figure, axes, points)
+    return Picture(
+        name, title,
+        f"{group.name}. On the line: methods that no other beats in both. Hollow: another needs "
+        "less memory and less computation.",
+        "On the frontier: " + _in_words("GiB", zip(best["method"], best["gib"], strict=True)),
+        figure,
+    )  # fmt: skip
+
+
+def frontier_points(group: Group) -> pd.DataFrame:
+    """`method, gflop` (of a step, per volume or patch), `gib`, `best` (no method beats it)."""
+    rows = _median_trials(group).dropna(subset=["flops_step"])
+    points = pd.DataFrame(
+        {
+            "method": rows["method"],
+            "gflop": rows["flops_step"].astype(float)
+            / rows["batch_size"].fillna(1).astype(float).clip(lower=1) / 1e9,
+            "gib": rows["peak_memory_bytes"].astype(float) / GIB,
+        }
+    )  # fmt: skip
+    points["best"] = [
+        not ((points["gflop"] <= x) & (points["gib"] <= y)
+             & ((points["gflop"] < x) | (points["gib"] < y))).any()
+        for x, y in zip(points["gflop"], points["gib"], strict=True)
+    ]  # fmt: skip
+    return points
+
+
+def _over_window(
+    group: Group, name: str, title: str, what: str, source: str, label: str,
+    value: Callable[[pd.DataFrame], pd.Series],
+) -> Picture:  # fmt: skip
+    """A line a method: the median of its trials over the window, shaded from least to most."""
+    figure, axes = _axes(height=2.5)
+    samples = group.samples[group.samples["trial"].isin(set(group.ok["trial"]))]
+    samples = samples.assign(value=value(samples).astype(float)).dropna(subset=["value"])
+    last = {}
+    repeated = False
+    for index, method in enumerate(group.methods[:MOST_METHODS]):
+        trials = [rows for _, rows in samples[samples["method"] == method].groupby("trial")]
+        trials = [rows for rows in trials if len(rows) > 1]
+        if not trials:
+            continue
+        times, low, middle, high = _spread(trials)
+        style = {
+            "color": COLOURS[index % len(COLOURS)], "linestyle": DASHES[index % len(DASHES)]
+        }  # fmt: skip
+        axes.plot(times, middle, label=method, linewidth=1.4, **style)
+        if len(trials) > 1:
+            repeated = True
+            axes.fill_between(times, low, high, color=style["color"], alpha=0.18, linewidth=0)
+        last[method] = middle[-1]
+    if not last:
+        reason = (
+            "predicted, not run" if group.kind == "predicted" else "not available on this machine"
+        )
+        return _empty(figure, axes, name, title, f"{what}: {reason}")
+    axes.set_xlabel("time in the window (s)")
+    axes.set_ylabel(label)
+    axes.set_xlim(left=0)
+    figure.legend(loc="outside upper left", ncols=3, handlelength=2.2, columnspacing=1.2)
+    sources = ", ".join(dict.fromkeys(group.ok[source].dropna())) or "not recorded"
+    shade = " Line: median of the repeats; shade: from least to most." if repeated else ""
+    unit = re.search(r"\((.+)\)", label)
+    assert unit is not None
+    return Picture(
+        name, title, f"{group.name}.{shade} Source: {sources}.",
+        "At the end of the window: " + _in_words(unit[1], last.items()), figure,
+    )  # fmt: skip
+
+
+def _spread(trials: Sequence[pd.DataFrame]) -> tuple[np.ndarray, ...]:
+    """Times up to the shortest trial's end, and least, median, most of the trials there."""
+    end = min(rows["elapsed_s"].iloc[-1] for rows in trials)
+    start = max(rows["elapsed_s"].iloc[0] for rows in trials)
+    times = np.linspace(min(start, end), end, 200)
+    values = np.stack([np.interp(times, rows["elapsed_s"], rows["value"]) for rows in trials])
+    return times, values.min(0), np.median(values, 0), values.max(0)
+
+
+def _median_trials(group: Group) -> pd.DataFrame:
+    """For each method the whole trial whose peak is the (lower) median: its parts add up."""
+    rows = group.ok.dropna(subset=["peak_memory_bytes"])
+    chosen = [
+        of_method.sort_values("peak_memory_bytes", kind="stable").iloc[[(len(of_method) - 1) // 2]]
+        for _, of_method in rows.groupby("method", sort=False)
+    ][:MOST_METHODS]
+    return pd.concat(chosen) if chosen else rows
+
+
+def _mark_published(axes: Axes, methods: list[str]) -> dict[str, float]:
+    """A diamond where the paper says the peak is; returns where, in GiB."""
+    marks = {
+        name: published.costs()[name, "peak_memory_bytes"].value / GIB
+        for name in methods
+        if (name, "peak_memory_bytes") in published.costs()
+    }
+    if marks:
+        axes.plot(
+            list(marks.values()), list(marks), "D", markersize=5, markerfacecolor=PAPER,
+            markeredgecolor=INK, label="paper, Table 2", linestyle="none", zorder=5,
+        )  # fmt: skip
+    return marks
+
+
+def _label_points(figure: Figure, axes: Axes, points: pd.DataFrame) -> None:
+    """Names beside their points, each where it covers neither a point nor another name."""
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    figure.draw_without_rendering()
+    spots = axes.transData.transform(points[["gflop", "gib"]].to_numpy())
+    taken = [(x - 12, y - 12, x + 12, y + 12) for x, y in spots]
+    frame = axes.get_window_extent()
+    places = [(6, 4, "left"), (-6, 4, "right"), (6, -10, "left"), (-6, -10, "right"),
+              (0, 9, "center"), (0, -15, "center")]  # fmt: skip
+    for row in points.itertuples():
+        text = None
+        for dx, dy, side in places:
+            if text is not None:
+                text.remove()
+            text = axes.annotate(
+                row.method, (row.gflop, row.gib), (dx, dy), textcoords="offset points",
+                ha=side, fontsize=7.5,
+            )  # fmt: skip
+            box = text.get_window_extent(renderer).extents
+            outside = box[0] < frame.x0 or box[2] > frame.x1 or box[1] < frame.y0
+            if not outside and not any(_touch(box, other) for other in taken):
+                break
+        assert text is not None
+        taken.append(tuple(text.get_window_extent(renderer).extents))
+
+
+def _touch(box: Sequence[float], other: Sequence[float]) -> bool:
+    return box[0] < other[2] and other[0] < box[2] and box[1] < other[3] and other[1] < box[3]
+
+
+def _plain_log_ticks(axis: Any) -> None:
+    """1, 2, 5, 10 in ordinary digits: few people read 6×10⁻²."""
+    axis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 5), numticks=8))
+    axis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_locator(matplotlib.ticker.NullLocator())
+
+
+def _axes(height: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(COLUMN_INCHES, height))
+    return figure, figure.subplots()
+
+
+def _empty(figure: Figure, axes: Axes, name: str, title: str, text: str) -> Picture:
+    """A figure that says in words why it shows nothing."""
+    axes.set_axis_off()
+    axes.text(0.5, 0.5, text, ha="center", va="center", transform=axes.transAxes)
+    return Picture(name, title, f"Nothing to show: {text}.", text, figure)
+
+
+def _in_words(unit: str, values: Any) -> str:
+    return ", ".join(f"{name} {significant(value)} {unit}" for name, value in values)
 
 
 @contextmanager
-def _figure(out: Path, name: str, height: float = 3.0) -> Iterator[Axes]:
-    """Axes at the width of a journal column and a half, saved as PNG and PDF at the end."""
-    with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(5.4, height))
-        yield figure.subplots()
-        png, pdf = _paths(out, name)
-        # No dates in the files: the same rows make the same bytes.
-        figure.savefig(png, metadata={"Software": None})
-        figure.savefig(pdf, metadata={"CreationDate": None, "Producer": None, "Creator": None})
-
-
-def _paths(out: Path, name: str) -> list[Path]:
-    return [out / f"{name}.png", out / f"{name}.pdf"]
-
-
-def _say_empty(axes: Axes, out: Path, name: str, text: str) -> list[Path]:
-    """A figure that says in words why it shows nothing."""
-    axes.set_axis_off()
-    axes.text(0.5, 0.5, text, ha="center", va="center", transform=axes.transAxes, color="#555555")
-    return _paths(out, name)
-
-
-def _legend_above(axes: Axes) -> None:
-    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=5, fontsize=8, handlelength=1.2,
-                columnspacing=1.2, borderaxespad=0.3)  # fmt: skip
-
-
-def _ok(records: pd.DataFrame) -> pd.DataFrame:
-    return records[records["status"] == "ok"]
+def _quiet() -> Iterator[None]:
+    """Without complaints about letters of foreign names that the font does not have."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph")
+        yield

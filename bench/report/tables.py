@@ -1,15 +1,27 @@
-"""Table 2 of the paper: what each method costs, with ratios to the first method of the run."""
+"""Tables 1 and 2 of the paper: the numbers of the runs, and the paper's beside them."""
 
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from rich.table import Table
 
+from bench.report import published
+from bench.report.grid import (
+    NOTHING,
+    Cell,
+    Grid,
+    for_terminal,
+    latex,
+    markdown,
+    significant,
+)
+from bench.report.reading import Group
+from bench.report.summary import Summary, summarise
+
 GIB = 2**30
-NOT_AVAILABLE = "not available"
 
 
 @dataclass(frozen=True)
@@ -20,122 +32,198 @@ class Metric:
     label: str
     """With its unit."""
     show: Callable[[float], str]
-    source: str | None = None
-    """The column that says where the number came from."""
-
-
-def significant(value: float) -> str:
-    """Three significant digits, never in powers of ten, thousands apart."""
-    if value == 0 or not math.isfinite(value):
-        return f"{value:g}"
-    decimals = max(0, 2 - math.floor(math.log10(abs(value))))
-    return f"{value:,.{decimals}f}"
 
 
 METRICS = (
     Metric("parameters", "Parameters (M)", lambda v: significant(v / 1e6)),
     Metric("flops_forward", "FLOPs, forward (G, fvcore)", lambda v: significant(v / 1e9)),
     Metric("flops_step", "FLOPs, whole step (G)", lambda v: significant(v / 1e9)),
-    Metric(
-        "peak_memory_bytes", "Peak memory (GiB)", lambda v: significant(v / GIB),
-        "peak_memory_source",
-    ),
+    Metric("peak_memory_bytes", "Peak memory (GiB)", lambda v: significant(v / GIB)),
     Metric("peak_allocated_bytes", "Peak allocated (GiB)", lambda v: significant(v / GIB)),
     Metric("step_time_median_s", "Step time, median (s)", significant),
-    Metric("energy_per_volume_j", "Energy per volume (J)", significant, "energy_source"),
-    Metric(
-        "energy_per_parameter_j", "Energy per parameter (µJ)", lambda v: significant(v * 1e6),
-        "energy_source",
-    ),
-    Metric(
-        "temperature_peak_c", "Peak temperature (°C)", lambda v: f"{v:.0f}", "temperature_source"
-    ),
-)  # fmt: skip
+    Metric("energy_per_volume_j", "Energy per volume (J)", significant),
+    Metric("energy_per_parameter_j", "Energy per parameter (µJ)", lambda v: significant(v * 1e6)),
+    Metric("temperature_peak_c", "Peak temperature (°C)", lambda v: f"{v:.0f}"),
+)
+_BY_COLUMN = {metric.column: metric for metric in METRICS}
+COLUMNS = [
+    "preset", "metric", "column", "method", "value", "low", "high", "ratio", "source", "trials",
+    "published", "published_source", "to_published",
+]  # fmt: skip
 
 
 def table2(records: pd.DataFrame) -> pd.DataFrame:
-    """A row a metric and method: `metric, column, method, value, ratio, source, trials`.
+    """A row a metric and method, with `COLUMNS`; values in the unit of the column.
 
-    The value is the median over the method's trials that were ok, in the column's own unit; the
-    ratio is to the first method of the run. A method without an ok trial has empty values.
+    `value` is the median over the trials that were ok, `low` and `high` the ends of its 95 %
+    interval where trials differ, `ratio` is to the first method, `to_published` to the paper's
+    number for this method. A method without an ok trial has empty values.
     """
     methods = list(dict.fromkeys(records["method"]))
+    by_method = {name: rows for name, rows in records.groupby("method", sort=False)}
     rows = []
     for metric in METRICS:
-        values = {name: _value(records, name, metric) for name in methods}
-        first = values[methods[0]][0] if methods else None
-        for name, (value, source, trials) in values.items():
-            ratio = value / first if value is not None and first else None
-            rows.append((metric.label, metric.column, name, value, ratio, source, trials))
-    return pd.DataFrame(
-        rows, columns=["metric", "column", "method", "value", "ratio", "source", "trials"]
+        found = {name: summarise(by_method[name], metric.column) for name in methods}
+        first = found[methods[0]] if methods else None
+        for name, summary in found.items():
+            paper = published.costs().get((name, metric.column))
+            rows.append(
+                {
+                    "preset": _all(records, "preset"),
+                    "metric": metric.label,
+                    "column": metric.column,
+                    "method": name,
+                    **_columns(summary),
+                    "ratio": _divide(summary and summary.value, first and first.value),
+                    "published": paper and paper.value,
+                    "published_source": paper and paper.source,
+                    "to_published": _divide(summary and summary.value, paper and paper.value),
+                }
+            )
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def table2_grid(table: pd.DataFrame, records: pd.DataFrame) -> Grid:
+    """A row a metric, a column a method; a metric that no method has is left out."""
+    methods = list(dict.fromkeys(table["method"]))
+    rows = []
+    for metric in METRICS:
+        of_metric = table[table["column"] == metric.column].set_index("method")
+        if of_metric["value"].notna().any():
+            cells = (_cell(metric, of_metric, name, methods[0]) for name in methods)
+            rows.append((Cell(metric.label), *cells))
+    return Grid(
+        "Table 2", caption(records), ("", *methods), tuple(rows), tuple(footnotes(table, records))
     )
 
 
-def write_table2(records: pd.DataFrame, out: Path) -> list[Path]:
-    """`table2.csv`, `.md`, `.tex`."""
-    table = table2(records)
-    paths = [out / f"table2.{suffix}" for suffix in ("csv", "md", "tex")]
+def beside_paper_grid(table: pd.DataFrame, group: Group | None = None) -> Grid | None:
+    """What the paper's Table 2 says of its two methods, what is measured here, and the ratio."""
+    known = table.dropna(subset=["published"])
+    if known["value"].isna().all():
+        return None
+    methods = [name for name in published.NAMES if name in set(known["method"])]
+    both = len(methods) == 2
+    header = ["", *(f"{published.NAMES[m]}, {what}" for m in methods for what in _BESIDE)]
+    rows = []
+    for column in dict.fromkeys(known["column"]):
+        metric, cells = _BY_COLUMN[column], [Cell(_BY_COLUMN[column].label)]
+        of_metric = known[known["column"] == column].set_index("method")
+        for name in methods:
+            row = of_metric.loc[name]
+            cells += [
+                Cell(metric.show(row["published"]), row["published"], row["published_source"]),
+                plain_cell(metric, row),
+                _times(row["to_published"]),
+            ]
+        if both:
+            patchddm, idm = (of_metric.loc[name] for name in methods)
+            cells += [_times(_divide(idm[x], patchddm[x])) for x in ("published", "value")]
+        rows.append(tuple(cells))
+    if both:
+        header += ["IDM ÷ PatchDDM-3D, paper", "IDM ÷ PatchDDM-3D, here"]
+    return Grid(
+        "Table 2, beside the paper's",
+        "The paper's numbers (RTX A5000), those of this run, and their ratio.",
+        tuple(header), tuple(rows), tuple(_beside_notes(known, group)),
+    )  # fmt: skip
+
+
+_BESIDE = ("paper", "here", "here ÷ paper")
+
+
+def _beside_notes(known: pd.DataFrame, group: Group | None) -> Iterable[str]:
+    preset = " / ".join(dict.fromkeys(known["preset"]))
+    if preset != "paper":
+        yield (
+            f"This is the preset {preset}, not the paper's setting: only the last two columns may "
+            "be compared."
+        )
+    elif group is not None and not group.own_setting:
+        yield "Flags changed the preset: this is not the paper's setting."
+    for source in dict.fromkeys(known["published_source"]):
+        yield f"Paper: {source}."
+
+
+def table1_grid(quality: pd.DataFrame | None = None) -> Grid:
+    """Table 1: a row a method and modality; `quality` are measured rows of the same columns."""
+    rows = table1(quality)
+    scores = ("psnr", "ssim", "mae")
+    shown = []
+    for (modality, method, origin), of_method in rows.groupby(
+        ["modality", "method", "origin"], sort=False
+    ):
+        values = of_method.drop_duplicates("column").set_index("column")
+        cells = [Cell(f"{method}, {modality.upper()}"), Cell(origin)]
+        for name in scores:
+            row = values.loc[name] if name in values.index else None
+            cells.append(
+                Cell(NOTHING)
+                if row is None
+                else Cell(f"{row['value']:g}", row["value"], _source_of_score(row))
+            )
+        shown.append(tuple(cells))
+    notes = [
+        "PSNR in dB, higher is better; SSIM, higher is better; MAE, lower is better.",
+        "The paper takes its own from the best single validation batch of 2 volumes, the others "
+        "from their publications: the rows are not of one protocol.",
+    ]
+    if quality is None or quality.empty:
+        notes.append("No quality run among these results: nothing is measured here.")
+    return Grid(
+        "Table 1", "Image quality on BraTS2020, T1 and T2.",
+        ("", "from", "PSNR", "SSIM", "MAE"), tuple(shown), tuple(notes),
+    )  # fmt: skip
+
+
+def table1(quality: pd.DataFrame | None = None) -> pd.DataFrame:
+    """The rows behind `table1_grid`."""
+    rows = published.scores().assign(origin="paper")
+    if quality is not None and not quality.empty:
+        rows = pd.concat([rows, quality.assign(origin="here")], ignore_index=True)
+    return rows
+
+
+def write_table1(out: Path, quality: pd.DataFrame | None = None) -> list[Path]:
+    return write(out, "table1", table1(quality), [table1_grid(quality)])
+
+
+def write_table2(groups: Iterable[Group], out: Path) -> list[Path]:
+    """`table2.csv`, `.md`, `.tex`: for each group, and beside it the paper's numbers."""
+    tables, grids = [], []
+    for group in groups:
+        table = table2(group.records)
+        tables.append(table)
+        grids += [table2_grid(table, group.records), beside_paper_grid(table, group)]
+    whole = pd.concat(tables) if tables else pd.DataFrame(columns=COLUMNS)
+    return write(out, "table2", whole, [grid for grid in grids if grid is not None])
+
+
+def write(out: Path, name: str, table: pd.DataFrame, grids: list[Grid]) -> list[Path]:
+    """A table as numbers, and as the two texts that people paste."""
+    paths = [out / f"{name}.{suffix}" for suffix in ("csv", "md", "tex")]
     table.to_csv(paths[0], index=False)
-    paths[1].write_text(markdown(table, records))
-    paths[2].write_text(latex(table, records))
+    paths[1].write_text("\n".join(map(markdown, grids)))
+    paths[2].write_text("\n".join(map(latex, grids)))
     return paths
-
-
-def markdown(table: pd.DataFrame, records: pd.DataFrame) -> str:
-    header, *rows = _grid(table)
-    lines = [
-        f"**Table 2.** {caption(records)}",
-        "",
-        f"| {' | '.join(header)} |",
-        f"|{'---|' * len(header)}",
-        *(f"| {' | '.join(row)} |" for row in rows),
-        "",
-        *(f"{line}  " for line in footnotes(table, records)),
-    ]
-    return "\n".join(lines).rstrip() + "\n"
-
-
-def latex(table: pd.DataFrame, records: pd.DataFrame) -> str:
-    """With booktabs."""
-    header, *rows = [[_latex_escape(cell) for cell in row] for row in _grid(table)]
-    notes = " ".join(_latex_escape(line) for line in footnotes(table, records))
-    lines = [
-        r"\begin{table}",
-        r"  \centering",
-        rf"  \caption{{{_latex_escape(caption(records))} {notes}}}",
-        rf"  \begin{{tabular}}{{l{'r' * (len(header) - 1)}}}",
-        r"    \toprule",
-        f"    {' & '.join(header)} " + r"\\",
-        r"    \midrule",
-        *(f"    {' & '.join(row)} " + r"\\" for row in rows),
-        r"    \bottomrule",
-        r"  \end{tabular}",
-        r"\end{table}",
-    ]
-    return "\n".join(lines) + "\n"
 
 
 def console_table(records: pd.DataFrame) -> Table:
     """Table 2 for a terminal."""
-    table = table2(records)
-    header, *rows = _grid(table)
-    shown = Table(title=caption(records), caption="\n".join(footnotes(table, records)))
-    shown.add_column(header[0])
-    for name in header[1:]:
-        shown.add_column(name, justify="right")
-    for row in rows:
-        shown.add_row(*row)
-    return shown
+    return for_terminal(table2_grid(table2(records), records))
 
 
 def caption(records: pd.DataFrame) -> str:
     """What was measured, on what."""
     if records.empty:
         return "No trial was recorded."
+    where = ", ".join(
+        filter(None, (_all(records, "data") and f"{_all(records, 'data')} data",
+                      _all(records, "device_name")))
+    )  # fmt: skip
     return (
-        f"Cost of training at the preset {_all(records, 'preset')}, {_all(records, 'data')} data, "
-        f"{_all(records, 'device_name')}. In brackets, the ratio to {records['method'].iloc[0]}."
+        f"Cost of training at the preset {_all(records, 'preset')}{where and f', {where}'}. "
+        f"In parentheses, the ratio to {records['method'].iloc[0]}."
     )
 
 
@@ -145,57 +233,87 @@ def footnotes(table: pd.DataFrame, records: pd.DataFrame) -> list[str]:
         "Peak memory: live tensor storages in one whole training step; allocated: with the "
         "kernels' scratch. FLOPs: fvcore counts a multiply-add as one, the whole step as two."
     ]
-    sources = table.dropna(subset=["source"])
-    for label, group in sources.groupby("metric", sort=False):
-        notes.append(f"{label}: {', '.join(dict.fromkeys(group['source']))}.")
+    if table["low"].notna().any():
+        notes.append(
+            "Median over the repeats; in brackets its 95 % bootstrap interval. ≈: the interval "
+            "overlaps the first method's, so the trials do not tell the two apart."
+        )
+    for label, group in table.dropna(subset=["source"]).groupby("metric", sort=False):
+        notes.append(f"{label}: {'; '.join(dict.fromkeys(group['source']))}.")
     missing = [m.label for m in METRICS if table[table["column"] == m.column]["value"].isna().all()]
     if missing:
         notes.append(f"Not available on this machine: {', '.join(missing)}.")
-    for row in records[records["status"] != "ok"].itertuples():
-        notes.append(f"{row.method}, repeat {row.repeat}: {row.status} ({row.error}).")
+    bad = records[records["status"] != "ok"]
+    for row in bad.head(_MOST_NOTES).itertuples():
+        status = row.status if isinstance(row.status, str) else "no status recorded"
+        reason = f" ({row.error})" if isinstance(row.error, str) else ""
+        notes.append(f"{row.method}, repeat {row.repeat}: {status}{reason}.")
+    if len(bad) > _MOST_NOTES:
+        notes.append(f"And {len(bad) - _MOST_NOTES} more trials that were not ok.")
     return notes
 
 
-def _grid(table: pd.DataFrame) -> Iterator[list[str]]:
-    """A header and a row a metric, a column a method; what no method has is left out."""
-    methods = list(dict.fromkeys(table["method"]))
-    yield ["", *methods]
-    for metric in METRICS:
-        rows = table[table["column"] == metric.column]
-        if rows["value"].notna().any():
-            yield [metric.label, *(_shown(metric, *pair) for pair in _pairs(rows, methods))]
+_MOST_NOTES = 20
 
 
-def _pairs(rows: pd.DataFrame, methods: list[str]) -> Iterator[tuple[float, float]]:
-    values = dict(zip(rows["method"], zip(rows["value"], rows["ratio"], strict=True), strict=True))
-    for name in methods:
-        yield values[name]
+def in_words(row: Mapping[str, Any]) -> str | None:
+    """Where a number of Table 2 came from, for a person who asks."""
+    if pd.isna(row["value"]):
+        return None
+    source = row["source"] if pd.notna(row["source"]) else None
+    interval = (row["low"], row["high"]) if pd.notna(row["low"]) else (None, None)
+    return Summary(row["value"], *interval, source, int(row["trials"])).in_words
 
 
-def _shown(metric: Metric, value: float, ratio: float) -> str:
-    if pd.isna(value):
-        return "–"
-    return metric.show(value) + (f" ({ratio:.2f}×)" if not pd.isna(ratio) else "")
+def _cell(metric: Metric, of_metric: pd.DataFrame, name: str, first: str) -> Cell:
+    row = of_metric.loc[name]
+    cell = plain_cell(metric, row)
+    if pd.isna(row["ratio"]):
+        return cell
+    about = "≈ " if name != first and _overlap(row, of_metric.loc[first]) else ""
+    return Cell(f"{cell.text} ({about}{row['ratio']:.2f}×)", cell.value, cell.source)
 
 
-def _value(
-    records: pd.DataFrame, method: str, metric: Metric
-) -> tuple[float | None, str | None, int]:
-    ok = records[(records["method"] == method) & (records["status"] == "ok")]
-    values = ok[metric.column].dropna()
-    if values.empty:
-        return None, None, 0
-    source = ok.loc[values.index[0], metric.source] if metric.source else None
-    return float(values.median()), source, len(values)
+def plain_cell(metric: Metric, row: Mapping[str, Any]) -> Cell:
+    if pd.isna(row["value"]):
+        return Cell(NOTHING, source="no trial has this number")
+    text = metric.show(row["value"])
+    if pd.notna(row["low"]):
+        text += f" [{metric.show(row['low'])}, {metric.show(row['high'])}]"
+    return Cell(text, float(row["value"]), in_words(row))
+
+
+def _overlap(row: pd.Series, other: pd.Series) -> bool:
+    """Whether two intervals have a point in common; a number that does not vary is a point."""
+    if pd.isna(row["low"]) and pd.isna(other["low"]):
+        return False
+    low, high = (row[["low", "high"]].fillna(row["value"])).astype(float)
+    other_low, other_high = (other[["low", "high"]].fillna(other["value"])).astype(float)
+    return bool(low <= other_high and other_low <= high)
+
+
+def _columns(summary: Summary | None) -> dict[str, object]:
+    if summary is None:
+        return {"trials": 0}
+    return {name: getattr(summary, name) for name in ("value", "low", "high", "source", "trials")}
+
+
+def _times(ratio: float | None) -> Cell:
+    if ratio is None or pd.isna(ratio):
+        return Cell(NOTHING)
+    # The paper's FLOPs are thousands of times too few: "5,700×", not "5700.00×".
+    return Cell(f"{ratio:.2f}×" if ratio < 100 else f"{ratio:,.0f}×", float(ratio))
+
+
+def _divide(value: float | None, by: float | None) -> float | None:
+    if value is None or by is None or pd.isna(value) or pd.isna(by) or by == 0:
+        return None
+    return value / by
+
+
+def _source_of_score(row: pd.Series) -> str:
+    return "; ".join(str(row[name]) for name in ("source", "note") if pd.notna(row.get(name)))
 
 
 def _all(records: pd.DataFrame, column: str) -> str:
     return " / ".join(dict.fromkeys(records[column].dropna()))
-
-
-def _latex_escape(text: str) -> str:
-    for character in "\\&%_#$":
-        text = text.replace(
-            character, rf"\{character}" if character != "\\" else r"\textbackslash "
-        )
-    return text.replace("µ", r"\textmu{}").replace("×", r"$\times$").replace("°", r"\textdegree{}")

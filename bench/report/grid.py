@@ -1,0 +1,126 @@
+"""One table, shown four ways: Markdown, LaTeX, a terminal, and (in `html.py`) a page.
+
+What a cell holds comes from files that anybody may have written, so each rendering escapes it.
+"""
+
+import html
+import math
+import re
+from dataclasses import dataclass
+
+from rich.table import Table as RichTable
+from rich.text import Text
+
+NOTHING = "–"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell: what is shown, and what stands behind it."""
+
+    text: str
+    value: float | None = None
+    """In the unit of its column; what a page sorts by."""
+    source: str | None = None
+    """Where the number came from, in words."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table for people. The first column names its row."""
+
+    title: str
+    caption: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    notes: tuple[str, ...] = ()
+    numeric: bool = True
+    """Whether the columns after the first hold numbers, to be set flush right."""
+
+
+def significant(value: float) -> str:
+    """Three significant digits, never in powers of ten, thousands apart."""
+    if value == 0 or not math.isfinite(value):
+        return f"{value:g}"
+    decimals = max(0, 2 - math.floor(math.log10(abs(value))))
+    return f"{value:,.{decimals}f}"
+
+
+def one_line(text: object) -> str:
+    """Foreign text without line ends, control characters and terminal escapes."""
+    return " ".join("".join(c if c.isprintable() else " " for c in str(text)).split())
+
+
+def markdown(grid: Grid) -> str:
+    header, *rows = [[_markdown_escape(cell) for cell in row] for row in _texts(grid)]
+    rule = ["---", *["--:" if grid.numeric else "---"] * (len(header) - 1)]
+    lines = [
+        f"**{_markdown_escape(grid.title)}.** {_markdown_escape(grid.caption)}",
+        "",
+        f"| {' | '.join(header)} |",
+        f"|{'|'.join(rule)}|",
+        *(f"| {' | '.join(row)} |" for row in rows),
+        "",
+        *(f"- {_markdown_escape(note)}" for note in grid.notes),
+    ]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def latex(grid: Grid) -> str:
+    """A booktabs table; wants `booktabs` and, where text is long, `tabularx`."""
+    header, *rows = [[_latex_escape(cell) for cell in row] for row in _texts(grid)]
+    if grid.numeric:
+        begin, end = rf"\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}", r"\end{tabular}"
+    else:
+        columns = r">{\raggedright\arraybackslash}X" * len(header)
+        begin, end = rf"\begin{{tabularx}}{{\textwidth}}{{{columns}}}", r"\end{tabularx}"
+    caption = " ".join(_latex_escape(line) for line in (grid.caption, *grid.notes))
+    lines = [
+        r"\begin{table}",
+        r"  \centering",
+        rf"  \caption{{{caption}}}",
+        f"  {begin}",
+        r"    \toprule",
+        f"    {' & '.join(header)} " + r"\\",
+        r"    \midrule",
+        *(f"    {' & '.join(row)} " + r"\\" for row in rows),
+        r"    \bottomrule",
+        f"  {end}",
+        r"\end{table}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def for_terminal(grid: Grid) -> RichTable:
+    header, *rows = _texts(grid)
+    notes = Text("\n".join(one_line(note) for note in grid.notes))
+    table = RichTable(title=Text(one_line(grid.caption)), caption=notes, caption_justify="left")
+    for index, name in enumerate(header):
+        justify = "right" if index and grid.numeric else "left"
+        table.add_column(Text(one_line(name)), justify=justify)  # type: ignore[arg-type]
+    for row in rows:
+        table.add_row(*(Text(one_line(cell)) for cell in row))  # no markup: names are foreign
+    return table
+
+
+def _texts(grid: Grid) -> list[list[str]]:
+    return [list(grid.header), *([cell.text for cell in row] for row in grid.rows)]
+
+
+def _markdown_escape(text: str) -> str:
+    return re.sub(
+        r"([\\`|]|\](?=[(\[:])|(?<!\w)[_*]|[_*](?!\w))", r"\\\1", html.escape(one_line(text), False)
+    )
+
+
+_LATEX = {
+    "\\": r"\textbackslash{}", "^": r"\textasciicircum{}", "~": r"\textasciitilde{}",
+    "–": "--", "×": r"$\times$", "µ": r"\textmu{}", "°": r"\textdegree{}", "³": r"\textsuperscript{3}",
+    "ε": r"$\varepsilon$", "≤": r"$\le$", "≥": r"$\ge$", "λ": r"$\lambda$", "…": r"\dots{}",
+    "→": r"$\to$", "₂": r"\textsubscript{2}", "₀": r"\textsubscript{0}", "§": r"\S{}",
+    **{special: "\\" + special for special in "&%$#_{}"},
+}  # fmt: skip
+
+
+def _latex_escape(text: str) -> str:
+    return "".join(_LATEX.get(character, character) for character in one_line(text))

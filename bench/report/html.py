@@ -1,0 +1,221 @@
+"""`report.html`: the whole report as one file that asks nothing of any network."""
+
+import base64
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from bench.report import advice, tables
+from bench.report.claims import SETTINGS, Judged
+from bench.report.figures import Picture
+from bench.report.grid import Cell, Grid, one_line
+from bench.report.reading import Evidence, Group
+
+TEMPLATES = Path(__file__).parent / "templates"
+MOST_IMAGE_BYTES = 2**23
+_MOST_PROBLEMS = 50
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A picture as the page wants it."""
+
+    id: str
+    title: str
+    caption: str
+    content: str
+    svg: Markup
+
+
+@dataclass(frozen=True)
+class Section:
+    """What the page says of one group."""
+
+    id: str
+    group: Group
+    methods: Grid
+    sources: dict[str, str]
+    """Source in words -> id of its place under the table."""
+    beside_paper: Grid | None
+    drawings: list[Drawing]
+
+
+@dataclass(frozen=True)
+class Photograph:
+    """A picture that another command left in a run folder."""
+
+    title: str
+    data: str
+
+
+def write_html(
+    evidence: Evidence,
+    judged: Sequence[Judged],
+    pictures: dict[int, list[Picture]],
+    quality: pd.DataFrame | None,
+    out: Path,
+) -> Path:
+    """`pictures`: by the index of the group in the evidence."""
+    sections = [
+        _section(index, group, pictures[index]) for index, group in enumerate(evidence.groups)
+    ]
+    best = advice.best_group(evidence.groups)
+    script = (TEMPLATES / "page.js").read_text()
+    page = _environment().get_template("report.html").render(
+        runs=list(evidence.folders),
+        best=best,
+        budget=advice.MAIN_BUDGET_GIB,
+        advice=advice.advise(best) if best else None,
+        budgets=advice.budgets_grid(best) if best else None,
+        judged=judged,
+        settings=SETTINGS,
+        sections=sections,
+        table1=tables.table1_grid(quality),
+        timelines=_timelines(evidence),
+        environments={run: _facts(env) for run, env in evidence.environments.items()},
+        problems=_cut(evidence.problems),
+        remarks=_cut(list(remarks(evidence))),
+        style=Markup((TEMPLATES / "style.css").read_text()),  # noqa: S704 our own file
+        script=Markup(script),  # noqa: S704 our own file
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+    )  # fmt: skip
+    path = out / "report.html"
+    path.write_text(page)
+    return path
+
+
+def remarks(evidence: Evidence) -> list[str]:
+    """What the trials themselves warn of, each once."""
+    lines = []
+    for group in evidence.groups:
+        for column in ("warnings", "contention", "throttled"):
+            if column not in group.records:
+                continue
+            said = group.records.dropna(subset=[column])
+            for text, rows in said.groupby(column, sort=False):
+                trials = ", ".join(f"{r.method} {r.repeat}" for r in rows.head(6).itertuples())
+                more = f" and {len(rows) - 6} more" if len(rows) > 6 else ""
+                lines.append(f"{text} ({trials}{more})")
+    return lines
+
+
+def methods_grid(group: Group) -> Grid:
+    """Table 2 with a row a method, which is how a person sorts it."""
+    table = tables.table2(group.records)
+    shown = [m for m in tables.METRICS if table[table["column"] == m.column]["value"].notna().any()]
+    cells = {
+        (row["method"], row["column"]): tables.plain_cell(metric, row)
+        for metric in shown
+        for row in table[table["column"] == metric.column].to_dict("records")
+    }
+    status = group.records.groupby("method")["status"].agg(lambda s: (s == "ok").sum())
+    count = group.records["method"].value_counts()
+    rows = [
+        (
+            Cell(name),
+            Cell(f"{status[name]} of {count[name]}", float(status[name]), _why(group, name)),
+            *(cells[name, metric.column] for metric in shown),
+        )
+        for name in group.methods
+    ]
+    return Grid(
+        "Table 2", tables.caption(group.records), ("Method", "Trials ok", *(m.label for m in shown)),
+        tuple(rows), tuple(tables.footnotes(table, group.records)),
+    )  # fmt: skip
+
+
+def _why(group: Group, method: str) -> str:
+    bad = group.records[(group.records["method"] == method) & (group.records["status"] != "ok")]
+    reasons = [
+        f"repeat {row.repeat}: {row.status}"
+        + (f" ({row.error})" if isinstance(row.error, str) else "")
+        for row in bad.head(3).itertuples()
+    ]
+    return "; ".join(reasons) or "runs.csv: every trial was ok"
+
+
+def _section(index: int, group: Group, pictures: Sequence[Picture]) -> Section:
+    methods = methods_grid(group)
+    said = dict.fromkeys(c.source for row in methods.rows for c in row if c.source)
+    sources = {text: f"g{index}-s{number}" for number, text in enumerate(said, 1)}
+    drawings = [
+        Drawing(
+            f"g{index}-{p.name}", p.title, p.caption, p.content,
+            Markup(p.svg(f"g{index}-{p.name}")),  # noqa: S704 matplotlib escapes its text
+        )
+        for p in pictures
+    ]  # fmt: skip
+    beside = tables.beside_paper_grid(tables.table2(group.records), group)
+    return Section(f"g{index}", group, methods, sources, beside, drawings)
+
+
+def _timelines(evidence: Evidence) -> list[Photograph]:
+    """Memory over a step, as `python -m bench predict --timeline` draws it.
+
+    As an image: whatever the file holds, a browser runs nothing of it.
+    """
+    kinds = {".svg": ("image/svg+xml", b"<"), ".png": ("image/png", b"\x89PNG\r\n\x1a\n")}
+    found = []
+    for run, folder in evidence.folders.items():
+        for suffix, (kind, start) in kinds.items():
+            path = folder / f"timeline{suffix}"
+            if not path.is_file() or path.stat().st_size > MOST_IMAGE_BYTES:
+                continue
+            content = path.read_bytes()
+            if content.startswith(start):
+                data = base64.b64encode(content).decode()
+                found.append(
+                    Photograph(f"Memory over one step, {run}", f"data:{kind};base64,{data}")
+                )
+                break
+    return found
+
+
+def _facts(environment: dict[str, Any]) -> dict[str, str]:
+    """Hardware, versions, commit and command, flat; the plan of every trial stays in the file."""
+    facts = {}
+    for name, value in environment.items():
+        if name == "trials":
+            continue
+        if isinstance(value, dict):
+            facts.update({f"{name}: {key}": _plain(inner) for key, inner in value.items()})
+        elif name == "command" and isinstance(value, list):
+            facts[name] = one_line(" ".join(map(str, value)))
+        else:
+            facts[name] = _plain(value)
+    return {one_line(key): text for key, text in facts.items() if text}
+
+
+def _plain(value: Any) -> str:
+    if value is None or value == []:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, dict):
+        return ", ".join(f"{one_line(k)} {_plain(v)}" for k, v in value.items())[:500]
+    if isinstance(value, list):
+        return "; ".join(map(_plain, value))[:500]
+    if isinstance(value, int) and value >= 2**30:
+        return f"{value / 2**30:.1f} GiB"
+    return one_line(value)[:500]
+
+
+def _cut(lines: list[str]) -> list[str]:
+    if len(lines) <= _MOST_PROBLEMS:
+        return lines
+    return [*lines[:_MOST_PROBLEMS], f"and {len(lines) - _MOST_PROBLEMS} more"]
+
+
+@cache
+def _environment() -> Environment:
+    return Environment(
+        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
