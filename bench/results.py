@@ -305,11 +305,11 @@ def _parse(path: Path, text: str, row_type: type) -> pd.DataFrame:
             if int in kinds:
                 table[name] = table[name].astype("Int64")
             elif float in kinds:
-                table[name] = pd.to_numeric(table[name]).astype(float)
+                table[name] = table[name].astype(float)  # a loss may be nan or inf
         except (ValueError, TypeError, OverflowError):
             raise UserError(f"{path}: column {name} holds what is not a number") from None
         if field_.default is MISSING and table[name].isna().any() and name != "loss":
-            raise UserError(f"{path}: column {name} has an empty cell")  # a loss may be nan
+            raise UserError(f"{path}: column {name} has an empty cell")
     if row_type is Record and not table["status"].dropna().isin(get_args(Status)).all():
         raise UserError(
             f"{path}: column status holds what is none of {', '.join(get_args(Status))}"

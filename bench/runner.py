@@ -21,6 +21,7 @@ from bench.training import StepTime
 from bench.trial import Plan, planned_columns, window_columns
 
 _POLL_S = 0.25  # how soon an interrupt or a time-out is noticed
+_START_S = 180.0  # how long an interpreter may take to load PyTorch from a cold disk
 
 
 class Display(Protocol):
@@ -211,9 +212,9 @@ def _follow(
                 child.process.send_signal(signal.SIGINT)
                 passed_on = True
             stopped = stopped or interrupt.count >= 2
-            timed_out = timed_out or (
-                timeout is not None and time.monotonic() - last_progress > timeout
-            )
+            if timeout is not None:
+                patience = timeout if is_up else max(timeout, _START_S)
+                timed_out = timed_out or time.monotonic() - last_progress > patience
             if stopped or timed_out:
                 child.process.kill()
             if not select.select([child.events], [], [], _POLL_S)[0]:

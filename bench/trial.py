@@ -5,6 +5,7 @@ crash of one method reaches another. The plan comes in as JSON on standard input
 goes out as JSON lines the moment it exists, so that a trial that dies leaves all it had measured.
 """
 
+import errno
 import json
 import os
 import random
@@ -257,6 +258,8 @@ def energy_columns(columns: Columns, network: torch.nn.Module, plan: Plan) -> Co
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether this is how the device, or the machine, says that memory is gone."""
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
         isinstance(error, RuntimeError)
         and any(text in str(error) for text in ("can't allocate memory", "bad_alloc"))
