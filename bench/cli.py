@@ -176,6 +176,40 @@ class CheckCommand:
         return run_check(self, console)
 
 
+@dataclass
+class ReportCommand:
+    """Make tables, figures and one HTML page from the files of runs.
+
+    Leaves Tables 1 and 2 and the paper's claims (CSV, Markdown, LaTeX), Figures 3 to 5 and the
+    frontier (PNG, PDF), and report.html. The same files make the same bytes.
+    """
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """Run folders; of several, what differs in machine, versions or workload is kept apart."""
+    out: Path | None = None
+    """Folder for the files (default: the folder of the run)."""
+
+    def execute(self, console: Console) -> int:
+        from bench.report.command import report
+
+        return report(self.runs, self.out, console)
+
+
+@dataclass
+class CompareCommand:
+    """Show what changed between two runs: per method and column, and in the environment."""
+
+    a: tyro.conf.Positional[Path]
+    """Run folder."""
+    b: tyro.conf.Positional[Path]
+    """Run folder, whose numbers are put over those of the first."""
+
+    def execute(self, console: Console) -> int:
+        from bench.report.compare import compare
+
+        return compare(self.a, self.b, console)
+
+
 def run_bench() -> int:
     """`run_bench.py`: the command `run`, and nothing else."""
     return _main(tyro.cli(RunCommand, prog="run_bench.py", args=sys.argv[1:]).execute)
@@ -190,6 +224,8 @@ def main() -> int:
             "fit": FitCommand,
             "scale": ScaleCommand,
             "check": CheckCommand,
+            "report": ReportCommand,
+            "compare": CompareCommand,
         },
         prog="python -m bench",
         args=sys.argv[1:],

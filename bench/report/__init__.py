@@ -9,8 +9,6 @@ Evidence (`reading.py`)  what may be compared with what
 from collections.abc import Sequence
 from pathlib import Path
 
-import pandas as pd
-
 from bench.report import claims, figures, html, tables
 from bench.report.reading import Evidence, Group, read_evidence
 from bench.results import Run
@@ -31,7 +29,7 @@ def write_reports(folders: Sequence[Path], out: Path) -> list[Path]:
 
 def write_evidence(evidence: Evidence, out: Path) -> list[Path]:
     out.mkdir(parents=True, exist_ok=True)
-    quality = read_quality(evidence)
+    quality = evidence.side_tables.get("quality.csv")
     judged = claims.judge(evidence)
     pictures = {index: figures.draw_all(group) for index, group in enumerate(evidence.groups)}
     suffixes = _suffixes(evidence.groups)
@@ -43,24 +41,6 @@ def write_evidence(evidence: Evidence, out: Path) -> list[Path]:
           for path in picture.save(out, suffixes[index])),
         html.write_html(evidence, judged, pictures, quality, out),
     ]  # fmt: skip
-
-
-def read_quality(evidence: Evidence) -> pd.DataFrame | None:
-    """Measured rows of Table 1, where a run folder has a `quality.csv` with its columns."""
-    needed = ["source", "method", "modality", "column", "value"]
-    found = []
-    for run, folder in evidence.folders.items():
-        path = folder / "quality.csv"
-        if not path.exists():
-            continue
-        try:
-            rows = pd.read_csv(path)[needed]
-            rows["value"] = rows["value"].astype(float)
-        except (OSError, ValueError, KeyError, TypeError):
-            evidence.problems.append(f"{run}: quality.csv cannot be read; it is left out")
-            continue
-        found.append(rows.assign(unit=None, note=None))
-    return pd.concat(found) if found else None
 
 
 def _suffixes(groups: Sequence[Group]) -> list[str]:

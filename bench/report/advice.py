@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import pandas as pd
 
 from bench.report.grid import Cell, Grid, significant
 from bench.report.reading import Group
@@ -80,6 +81,23 @@ def advise(group: Group, budget_gib: int = MAIN_BUDGET_GIB) -> str:
             f"{times:.2g}× the {'time' if _is_timed(group) else 'computation'}."
         )
     return text
+
+
+def advise_from_fit(fit: pd.DataFrame | None, budget_gib: int = MAIN_BUDGET_GIB) -> str | None:
+    """What `python -m bench fit` found for this budget; None where it was not asked."""
+    if fit is None:
+        return None
+    rows = fit[fit["memory_bytes"] == budget_gib * GIB]
+    rows = rows[rows["batch_size"] > 0].sort_values("batch_size", ascending=False, kind="stable")
+    if rows.empty:
+        return None
+    texts = [
+        f"{row.method} {row.batch_size:.0f} (or one of {row.largest_volume:.0f}³)"
+        for row in rows.itertuples()
+    ]
+    return (
+        f"Largest batch of {rows['volume'].iloc[0]:.0f}³ volumes that trains: {', '.join(texts)}."
+    )
 
 
 def budgets_grid(group: Group) -> Grid:

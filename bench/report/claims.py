@@ -7,7 +7,7 @@ guessed from time (`tdp-estimate`) decides nothing.
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pandas as pd
 
@@ -25,9 +25,10 @@ class Finding:
 
     text: str
     holds: bool | None
-    """None where it cannot tell."""
+    """None where it cannot tell: the repeats overlap, or there is only an estimate."""
     rows: tuple[str, ...]
     """The trials that it stands on."""
+    estimate: bool = False
 
 
 @dataclass(frozen=True)
@@ -43,9 +44,9 @@ class Claim:
 
 @dataclass(frozen=True)
 class Judged:
-    claim: Claim
+    claim: "Claim | DepthClaim"
     findings: dict[str, list[Finding]]
-    """By setting; empty where nothing was found."""
+    """By setting (`any` for what is no matter of the setting); empty where nothing was found."""
     verdict: str
 
     @property
@@ -54,6 +55,10 @@ class Judged:
         if self.verdict.startswith("holds") and "only" not in self.verdict:
             return "good"
         return "bad" if self.verdict.startswith(("does not hold", "holds only")) else "open"
+
+    def text_at(self, setting: str) -> str:
+        found = [*self.findings.get(setting, []), *self.findings.get("any", [])]
+        return "; ".join(finding.text for finding in found)
 
     @property
     def evidence(self) -> str:
@@ -66,15 +71,15 @@ def _ratio(column: str, one: str, other: str, holds: Callable[[Summary, Summary]
     """Examine the ratio of two methods in one column."""
 
     def examine(group: Group) -> Finding | None:
-        pair = [_of(group, name, column) for name in (one, other)]
-        if pair[0] is None or pair[1] is None or pair[1].value == 0:
+        ours, theirs = (_of(group, name, column) for name in (one, other))
+        if ours is None or theirs is None or theirs.value == 0:
             return None
-        ratio = pair[0].value / pair[1].value
-        text = f"{ratio:.2f}× ({show(pair[0].value)} to {show(pair[1].value)})"
-        if pair[0].is_estimate or pair[1].is_estimate:
+        ratio = ours.value / theirs.value
+        text = f"{ratio:.2f}× ({show(ours.value)} to {show(theirs.value)})"
+        if ours.is_estimate or theirs.is_estimate:
             text = f"{text}, an estimate from time: decides nothing"
-            return Finding(text, None, _rows(group, (one, other), column))
-        return Finding(text, holds(*pair), _rows(group, (one, other), column))
+            return Finding(text, None, _rows(group, (one, other), column), estimate=True)
+        return Finding(text, holds(ours, theirs), _rows(group, (one, other), column))
 
     return examine
 
@@ -111,18 +116,12 @@ def _not_linear_energy(group: Group) -> Finding | None:
         holds = seconds > 1 and energy < flops
     elif estimated:
         text += " (energy is an estimate from time: decides nothing)"
-    return Finding(text, holds, _rows(group, methods, "step_time_median_s"))
+    return Finding(text, holds, _rows(group, methods, "step_time_median_s"), estimated)
 
 
 def _clearly_less(one: Summary, other: Summary) -> bool | None:
     """By the intervals where there are any: two that overlap are not told apart."""
-    if None in (one.low, one.high, other.low, other.high):
-        return one.value < other.value
-    assert one.low is not None and one.high is not None
-    assert other.low is not None and other.high is not None
-    if one.low <= other.high and other.low <= one.high:
-        return None
-    return one.value < other.value
+    return None if one.overlaps(other) else one.value < other.value
 
 
 def _gib(value: float) -> str:
@@ -131,7 +130,8 @@ def _gib(value: float) -> str:
 
 CLAIMS = (
     Claim(
-        "15 % less peak memory than PatchDDM-3D", "Table 2: 0.85×", "idm ÷ patchddm is 0.85 or less",
+        "15 % less peak memory than PatchDDM-3D", "Table 2: 0.85×",
+        "idm ÷ patchddm is 0.85 or less",
         _ratio("peak_memory_bytes", "idm", "patchddm",
                lambda one, other: round(one.value / other.value, 2) <= 0.85, _gib),
     ),
@@ -147,9 +147,9 @@ CLAIMS = (
     ),
     Claim(
         "0.98× the peak temperature of PatchDDM-3D", "Table 2: 0.98×",
-        "idm's peak is not above patchddm's, in °C",
+        "idm's peak is below patchddm's, in °C, intervals apart",
         _ratio("temperature_peak_c", "idm", "patchddm",
-               lambda one, other: one.value <= other.value, lambda v: f"{v:.0f} °C"),
+               _clearly_less, lambda v: f"{v:.0f} °C"),
     ),
     Claim(
         "Less energy per parameter than PatchDDM-3D", "Fig. 4, §6.2",
@@ -165,8 +165,65 @@ CLAIMS = (
 )  # fmt: skip
 
 
+@dataclass(frozen=True)
+class DepthClaim:
+    """A claim about idm's line over couplings a level in `scale.csv`."""
+
+    text: str
+    source: str
+    holds_where: str
+    column: str
+
+
+DEPTH_CLAIMS = (
+    DepthClaim(
+        "Stored activations independent of depth", "§4",
+        "what idm stores for the backward pass grows by 1 % at most from fewest couplings to most",
+        "stored_bytes",
+    ),
+    DepthClaim(
+        "Peak memory independent of depth", "§4 (“mostly”)",
+        "idm's peak, weights and all, grows by 5 % at most from fewest couplings to most",
+        "peak_memory_bytes",
+    ),
+)  # fmt: skip
+_MOST_GROWTH = {"stored_bytes": 0.01, "peak_memory_bytes": 0.05}
+
+
 def judge(evidence: Evidence) -> list[Judged]:
-    return [_judge(claim, evidence) for claim in CLAIMS]
+    judged = [_judge(claim, evidence) for claim in CLAIMS]
+    return judged + [_judge_depth(claim, evidence) for claim in DEPTH_CLAIMS]
+
+
+def _judge_depth(claim: DepthClaim, evidence: Evidence) -> Judged:
+    scale = evidence.side_tables.get("scale.csv")
+    findings: list[Finding] = []
+    if scale is not None:
+        lines = scale[(scale["method"] == "idm") & (scale["axis"] == "couplings")]
+        findings = [_growth(claim, rows) for _, rows in lines.groupby("run") if len(rows) > 1]
+    answers = {finding.holds for finding in findings}
+    verdict = "not measured" if not answers else "the runs disagree"
+    if len(answers) == 1:
+        verdict = "holds" if answers.pop() else "does not hold"
+    return Judged(claim, {"any": findings}, verdict)
+
+
+def _growth(claim: DepthClaim, rows: pd.DataFrame) -> Finding:
+    rows = rows.sort_values("value")
+    first, last = rows.iloc[0], rows.iloc[-1]
+    grown = last[claim.column] / first[claim.column] - 1
+    weights = ["parameter_bytes", "gradient_bytes", "optimizer_bytes"]
+    text = (
+        f"{_gib(first[claim.column])} with {first['value']:.0f} couplings a level, "
+        f"{_gib(last[claim.column])} with {last['value']:.0f} ({grown:+.1%}), predicted"
+    )
+    if claim.column == "peak_memory_bytes":
+        share = last[weights].sum() - first[weights].sum()
+        text += f"; weights, gradients and optimizer account for {_gib(share)} of it"
+    names = (
+        f"{rows['run'].iloc[0]}, scale.csv: idm, couplings {_ranges(list(map(int, rows['value'])))}"
+    )
+    return Finding(text, bool(abs(grown) <= _MOST_GROWTH[claim.column]), (names,))
 
 
 def _judge(claim: Claim, evidence: Evidence) -> Judged:
@@ -188,7 +245,7 @@ def _at(evidence: Evidence, setting: str) -> Iterable[Group]:
 def _labelled(finding: Finding | None, group: Group) -> Finding | None:
     if finding is None:
         return None
-    return Finding(f"{finding.text}, {group.kind}", finding.holds, finding.rows)
+    return replace(finding, text=f"{finding.text}, {group.kind}")
 
 
 def _verdict(findings: dict[str, list[Finding]], seen: bool) -> str:
@@ -200,6 +257,8 @@ def _verdict(findings: dict[str, list[Finding]], seen: bool) -> str:
     if any(len(answers) > 1 for answers in told.values()):
         return "the runs disagree"
     answers = {setting: next(iter(found)) for setting, found in told.items() if found}
+    if not answers and any(not f.estimate for found in findings.values() for f in found):
+        return "not decided: the repeats overlap"
     if not answers:
         return "not measurable on this machine" if seen else "not measured"
     if len(answers) == 1:
@@ -216,9 +275,7 @@ def claims_grid(judged: Sequence[Judged]) -> Grid:
     rows = []
     for one in judged:
         cells = [Cell(one.claim.text), Cell(one.claim.source), Cell(one.claim.holds_where)]
-        for setting in SETTINGS:
-            found = one.findings[setting]
-            cells.append(Cell("; ".join(f.text for f in found) or NOTHING))
+        cells += [Cell(one.text_at(setting) or NOTHING) for setting in SETTINGS]
         rows.append((*cells, Cell(one.evidence or NOTHING), Cell(one.verdict)))
     return Grid(
         "Claims",
@@ -244,10 +301,7 @@ def claims_table(judged: Sequence[Judged]) -> pd.DataFrame:
                 "claim": one.claim.text,
                 "source": one.claim.source,
                 "holds_where": one.claim.holds_where,
-                **{
-                    f"at_{setting}": "; ".join(f.text for f in one.findings[setting])
-                    for setting in SETTINGS
-                },
+                **{f"at_{setting}": one.text_at(setting) for setting in SETTINGS},
                 "evidence": one.evidence,
                 "verdict": one.verdict,
             }

@@ -22,9 +22,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from bench.report import published
-from bench.report.grid import significant
+from bench.report.grid import as_rows, significant
 from bench.report.reading import Group
-from bench.report.summary import summarise
 
 GIB = 2**30
 PARTS = {
@@ -88,6 +87,8 @@ class Picture:
     content: str
     """Its content in words, for those who cannot see it."""
     figure: Figure
+    empty: bool = False
+    """Whether it only says why there is nothing to show."""
 
     def save(self, out: Path, suffix: str = "") -> list[Path]:
         """PNG and PDF. No dates in the files: the same rows make the same bytes."""
@@ -208,12 +209,12 @@ def frontier(group: Group) -> Picture:
     axes.plot(
         best["gflop"], best["gib"], drawstyle="steps-post", color=INK, linewidth=0.8, zorder=1,
     )  # fmt: skip
-    for row in points.itertuples():
-        style = group.methods.index(row.method)
+    for row in as_rows(points):
+        style = group.methods.index(row["method"])
         colour = COLOURS[style % len(COLOURS)]
         axes.plot(
-            row.gflop, row.gib, MARKERS[style % len(MARKERS)], markersize=6, color=colour,
-            markerfacecolor=colour if row.best else "none",
+            row["gflop"], row["gib"], MARKERS[style % len(MARKERS)], markersize=6, color=colour,
+            markerfacecolor=colour if row["best"] else "none",
         )  # fmt: skip
     for axis, column in (("x", "gflop"), ("y", "gib")):
         low, high = points[column].min(), points[column].max()
@@ -270,7 +271,7 @@ def _over_window(
         if not trials:
             continue
         times, low, middle, high = _spread(trials)
-        style = {
+        style: Any = {
             "color": COLOURS[index % len(COLOURS)], "linestyle": DASHES[index % len(DASHES)]
         }  # fmt: skip
         axes.plot(times, middle, label=method, linewidth=1.4, **style)
@@ -336,17 +337,17 @@ def _label_points(figure: Figure, axes: Axes, points: pd.DataFrame) -> None:
     renderer = FigureCanvasAgg(figure).get_renderer()
     figure.draw_without_rendering()
     spots = axes.transData.transform(points[["gflop", "gib"]].to_numpy())
-    taken = [(x - 12, y - 12, x + 12, y + 12) for x, y in spots]
+    taken: list[Sequence[float]] = [(x - 12, y - 12, x + 12, y + 12) for x, y in spots]
     frame = axes.get_window_extent()
     places = [(6, 4, "left"), (-6, 4, "right"), (6, -10, "left"), (-6, -10, "right"),
               (0, 9, "center"), (0, -15, "center")]  # fmt: skip
-    for row in points.itertuples():
+    for row in as_rows(points):
         text = None
         for dx, dy, side in places:
             if text is not None:
                 text.remove()
             text = axes.annotate(
-                row.method, (row.gflop, row.gib), (dx, dy), textcoords="offset points",
+                row["method"], (row["gflop"], row["gib"]), (dx, dy), textcoords="offset points",
                 ha=side, fontsize=7.5,
             )  # fmt: skip
             box = text.get_window_extent(renderer).extents
@@ -354,7 +355,7 @@ def _label_points(figure: Figure, axes: Axes, points: pd.DataFrame) -> None:
             if not outside and not any(_touch(box, other) for other in taken):
                 break
         assert text is not None
-        taken.append(tuple(text.get_window_extent(renderer).extents))
+        taken.append(text.get_window_extent(renderer).extents)
 
 
 def _touch(box: Sequence[float], other: Sequence[float]) -> bool:
@@ -377,7 +378,7 @@ def _empty(figure: Figure, axes: Axes, name: str, title: str, text: str) -> Pict
     """A figure that says in words why it shows nothing."""
     axes.set_axis_off()
     axes.text(0.5, 0.5, text, ha="center", va="center", transform=axes.transAxes)
-    return Picture(name, title, f"Nothing to show: {text}.", text, figure)
+    return Picture(name, title, f"Nothing to show: {text}.", text, figure, empty=True)
 
 
 def _in_words(unit: str, values: Any) -> str:

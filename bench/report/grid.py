@@ -7,7 +7,9 @@ import html
 import math
 import re
 from dataclasses import dataclass
+from typing import Any
 
+import pandas as pd
 from rich.table import Table as RichTable
 from rich.text import Text
 
@@ -44,6 +46,11 @@ def significant(value: float) -> str:
         return f"{value:g}"
     decimals = max(0, 2 - math.floor(math.log10(abs(value))))
     return f"{value:,.{decimals}f}"
+
+
+def as_rows(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """The rows of a data frame, by the names of its columns."""
+    return [{str(name): value for name, value in row.items()} for row in table.to_dict("records")]
 
 
 def one_line(text: object) -> str:
@@ -115,7 +122,8 @@ def _markdown_escape(text: str) -> str:
 
 _LATEX = {
     "\\": r"\textbackslash{}", "^": r"\textasciicircum{}", "~": r"\textasciitilde{}",
-    "–": "--", "×": r"$\times$", "µ": r"\textmu{}", "°": r"\textdegree{}", "³": r"\textsuperscript{3}",
+    "–": "--", "×": r"$\times$", "µ": r"\textmu{}", "°": r"\textdegree{}",
+    "³": r"\textsuperscript{3}", "÷": r"$\div$", "≈": r"$\approx$",
     "ε": r"$\varepsilon$", "≤": r"$\le$", "≥": r"$\ge$", "λ": r"$\lambda$", "…": r"\dots{}",
     "→": r"$\to$", "₂": r"\textsubscript{2}", "₀": r"\textsubscript{0}", "§": r"\S{}",
     **{special: "\\" + special for special in "&%$#_{}"},

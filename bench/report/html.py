@@ -15,7 +15,7 @@ from markupsafe import Markup
 from bench.report import advice, tables
 from bench.report.claims import SETTINGS, Judged
 from bench.report.figures import Picture
-from bench.report.grid import Cell, Grid, one_line
+from bench.report.grid import Cell, Grid, as_rows, one_line
 from bench.report.reading import Evidence, Group
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -45,6 +45,8 @@ class Section:
     """Source in words -> id of its place under the table."""
     beside_paper: Grid | None
     drawings: list[Drawing]
+    not_drawn: list[str]
+    """What there is no figure of, and why."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,7 @@ def write_html(
         best=best,
         budget=advice.MAIN_BUDGET_GIB,
         advice=advice.advise(best) if best else None,
+        largest=advice.advise_from_fit(evidence.side_tables.get("fit.csv")),
         budgets=advice.budgets_grid(best) if best else None,
         judged=judged,
         settings=SETTINGS,
@@ -82,8 +85,8 @@ def write_html(
         environments={run: _facts(env) for run, env in evidence.environments.items()},
         problems=_cut(evidence.problems),
         remarks=_cut(list(remarks(evidence))),
-        style=Markup((TEMPLATES / "style.css").read_text()),  # noqa: S704 our own file
-        script=Markup(script),  # noqa: S704 our own file
+        style=Markup((TEMPLATES / "style.css").read_text()),
+        script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )  # fmt: skip
     path = out / "report.html"
@@ -113,7 +116,7 @@ def methods_grid(group: Group) -> Grid:
     cells = {
         (row["method"], row["column"]): tables.plain_cell(metric, row)
         for metric in shown
-        for row in table[table["column"] == metric.column].to_dict("records")
+        for row in as_rows(table[table["column"] == metric.column])
     }
     status = group.records.groupby("method")["status"].agg(lambda s: (s == "ok").sum())
     count = group.records["method"].value_counts()
@@ -126,7 +129,8 @@ def methods_grid(group: Group) -> Grid:
         for name in group.methods
     ]
     return Grid(
-        "Table 2", tables.caption(group.records), ("Method", "Trials ok", *(m.label for m in shown)),
+        "Table 2", tables.caption(group.records, ratios=False),
+        ("Method", "Trials ok", *(m.label for m in shown)),
         tuple(rows), tuple(tables.footnotes(table, group.records)),
     )  # fmt: skip
 
@@ -148,12 +152,14 @@ def _section(index: int, group: Group, pictures: Sequence[Picture]) -> Section:
     drawings = [
         Drawing(
             f"g{index}-{p.name}", p.title, p.caption, p.content,
-            Markup(p.svg(f"g{index}-{p.name}")),  # noqa: S704 matplotlib escapes its text
+            Markup(p.svg(f"g{index}-{p.name}")),  # matplotlib escapes its text
         )
         for p in pictures
+        if not p.empty
     ]  # fmt: skip
     beside = tables.beside_paper_grid(tables.table2(group.records), group)
-    return Section(f"g{index}", group, methods, sources, beside, drawings)
+    not_drawn = [f"{p.title}: {p.content}." for p in pictures if p.empty]
+    return Section(f"g{index}", group, methods, sources, beside, drawings, not_drawn)
 
 
 def _timelines(evidence: Evidence) -> list[Photograph]:

@@ -9,6 +9,7 @@ from types import MappingProxyType
 import pandas as pd
 
 from bench.errors import UserError
+from bench.report.grid import as_rows
 
 PUBLISHED_CSV = Path(__file__).parents[2] / "results" / "published.csv"
 NAMES = {"patchddm": "PatchDDM-3D", "idm": "IDM"}
@@ -31,11 +32,11 @@ def costs() -> Mapping[tuple[str, str], Published]:
     rows = rows[rows["modality"].isna()]
     return MappingProxyType(
         {
-            (row.method, row.column): Published(
-                value=row.value * _UNITS.get(row.unit, 1),
-                source=row.source + (f": {row.note}" if pd.notna(row.note) else ""),
+            (row["method"], row["column"]): Published(
+                value=row["value"] * _UNITS.get(row["unit"], 1),
+                source=row["source"] + (f": {row['note']}" if pd.notna(row["note"]) else ""),
             )
-            for row in rows.itertuples()
+            for row in as_rows(rows)
         }
     )
 

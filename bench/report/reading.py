@@ -14,9 +14,18 @@ from typing import Any
 import pandas as pd
 
 from bench.errors import UserError
-from bench.report.grid import one_line
+from bench.report.grid import as_rows, one_line
 from bench.results import Record, Run, Sample, column_names
 
+SIDE_TABLES = {
+    "quality.csv": {"source": str, "method": str, "modality": str, "column": str, "value": float},
+    "scale.csv": {"method": str, "axis": str, "value": float, "peak_memory_bytes": float,
+                  "parameter_bytes": float, "gradient_bytes": float, "optimizer_bytes": float,
+                  "stored_bytes": float},
+    "fit.csv": {"memory_bytes": float, "method": str, "volume": float, "batch_size": float,
+                "largest_volume": float},
+}  # fmt: skip
+"""What other commands leave (`quality`, `scale`, `fit`), and the columns a report needs of it."""
 WORKLOAD = ["volume", "patch", "batch_size", "channels", "precision"]
 _KEYS = {"method", "repeat", "status"}
 _TEXT = [f.name for f in fields(Record) if f.type == str | None]
@@ -61,6 +70,8 @@ class Evidence:
     environments: dict[str, dict[str, Any]] = field(default_factory=dict)
     """By run; empty where it could not be read."""
     folders: dict[str, Path] = field(default_factory=dict)
+    side_tables: dict[str, pd.DataFrame] = field(default_factory=dict)
+    """Of `SIDE_TABLES`, those that are there, with `run`."""
     problems: list[str] = field(default_factory=list)
     """What is missing, damaged, or not mixed, a line each."""
 
@@ -72,6 +83,9 @@ def read_evidence(folders: Sequence[Path]) -> Evidence:
     for folder in dict.fromkeys(folder.resolve() for folder in folders):
         run = Run(folder)
         name = _free_name(folder.name, evidence.folders)
+        if _read_side_tables(folder, name, evidence) and not (folder / "runs.csv").exists():
+            evidence.folders[name] = folder
+            continue
         records, samples = _read(run, name, evidence)
         for key, group in _split(records, samples, name):
             pieces.append(((*key, *_versions(evidence.environments[name], name)), group))
@@ -96,17 +110,20 @@ def _read(run: Run, name: str, evidence: Evidence) -> tuple[pd.DataFrame, pd.Dat
         broken = ", ".join(infinite.columns[infinite.any()])
         say(f"infinite values are left out ({broken})")
         records[_NUMBERS] = records[_NUMBERS].mask(infinite)
+    predicted = (records["peak_memory_source"] == "predicted").all()
     try:
         environment = run.environment()
     except UserError as error:
         environment = {}
-        say(f"environment.json: {_after_path(error)}; machine and versions are not known")
+        if predicted and not (run.folder / "environment.json").exists():
+            say("predictions that do not say with which version of torch they were made")
+        else:
+            say(f"environment.json: {_after_path(error)}; machine and versions are not known")
     evidence.environments[name] = environment
     for trial in _missing_trials(environment, records):
         say(f"{trial} is planned but not recorded: the run is not finished")
     if _at(environment, "git", "dirty") is True:
         say("measured with changes that are in no commit")
-    predicted = (records["peak_memory_source"] == "predicted").all()
     try:
         samples = run.samples()
     except UserError as error:
@@ -122,6 +139,26 @@ def _read(run: Run, name: str, evidence: Evidence) -> tuple[pd.DataFrame, pd.Dat
     return records, samples
 
 
+def _read_side_tables(folder: Path, name: str, evidence: Evidence) -> bool:
+    """Whether there were any."""
+    found = False
+    for file, types in SIDE_TABLES.items():
+        if not (folder / file).exists():
+            continue
+        found = True
+        try:
+            table = pd.read_csv(folder / file).astype(types)
+        except (OSError, ValueError, KeyError, TypeError):
+            evidence.problems.append(f"{name}: {file} cannot be read; it is left out")
+            continue
+        for column in (column for column, kind in types.items() if kind is str):
+            table[column] = table[column].map(one_line)
+        known = evidence.side_tables.get(file)
+        table = table.assign(run=name)
+        evidence.side_tables[file] = table if known is None else pd.concat([known, table])
+    return found
+
+
 def _split(
     records: pd.DataFrame, samples: pd.DataFrame, run: str
 ) -> Iterator[tuple[tuple[object, ...], Group]]:
@@ -131,7 +168,8 @@ def _split(
         predicted[:] = True  # also those that came to nothing
     kinds = predicted.map({True: "predicted", False: "measured"})
     keys = [records[name].fillna("not recorded") for name in ("preset", "data", "device_name")]
-    for (kind, preset, data, device), rows in records.groupby([kinds, *keys], sort=False):
+    for key, rows in records.groupby([kinds, *keys], sort=False):
+        kind, preset, data, device = map(str, key)
         group = Group(
             records=rows,
             samples=samples[samples["trial"].isin(set(rows["trial"]))],
@@ -207,7 +245,7 @@ def _is_own_setting(records: pd.DataFrame, preset: str) -> bool:
 
     if preset not in PRESETS:
         return False
-    for row in records[["method", *WORKLOAD]].drop_duplicates().to_dict("records"):
+    for row in as_rows(records[["method", *WORKLOAD]].drop_duplicates()):
         method = METHODS.get(row.pop("method"))
         if method is None:
             return False
@@ -229,8 +267,7 @@ def _missing_trials(environment: dict[str, Any], records: pd.DataFrame) -> Itera
 
 
 def _trial_keys(table: pd.DataFrame) -> pd.Series:
-    parts = (table[name].astype(str) for name in ("run", "method"))
-    return table["repeat"].astype(str).str.cat(list(parts), sep="\t")
+    return table["run"] + "\t" + table["method"] + "\t" + table["repeat"].astype(str)
 
 
 def _free_name(name: str, taken: dict[str, Path]) -> str:

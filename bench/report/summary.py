@@ -44,6 +44,23 @@ class Summary:
         trials = "1 trial" if self.trials == 1 else f"median of {self.trials} trials"
         return f"{self.source or 'recorded'}; {trials}"
 
+    def overlaps(self, other: "Summary") -> bool:
+        """Whether the intervals meet, so that the trials do not tell the two apart.
+
+        A number that does not vary is a point. Single trials are taken at their word.
+        """
+        if self.low is None and other.low is None:
+            return False
+        low, high = self.interval
+        other_low, other_high = other.interval
+        return low <= other_high and other_low <= high
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        if self.low is None or self.high is None:
+            return self.value, self.value
+        return self.low, self.high
+
     @property
     def is_estimate(self) -> bool:
         return bool(ESTIMATES & set((self.source or "").split(", ")))

@@ -13,6 +13,7 @@ from bench.report.grid import (
     NOTHING,
     Cell,
     Grid,
+    as_rows,
     for_terminal,
     latex,
     markdown,
@@ -22,6 +23,7 @@ from bench.report.reading import Group
 from bench.report.summary import Summary, summarise
 
 GIB = 2**30
+Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ def table2(records: pd.DataFrame) -> pd.DataFrame:
     number for this method. A method without an ok trial has empty values.
     """
     methods = list(dict.fromkeys(records["method"]))
-    by_method = {name: rows for name, rows in records.groupby("method", sort=False)}
+    by_method = dict(iter(records.groupby("method", sort=False)))
     rows = []
     for metric in METRICS:
         found = {name: summarise(by_method[name], metric.column) for name in methods}
@@ -74,10 +76,10 @@ def table2(records: pd.DataFrame) -> pd.DataFrame:
                     "column": metric.column,
                     "method": name,
                     **_columns(summary),
-                    "ratio": _divide(summary and summary.value, first and first.value),
-                    "published": paper and paper.value,
+                    "ratio": _divide(_value(summary), _value(first)),
+                    "published": _value(paper),
                     "published_source": paper and paper.source,
-                    "to_published": _divide(summary and summary.value, paper and paper.value),
+                    "to_published": _divide(_value(summary), _value(paper)),
                 }
             )
     return pd.DataFrame(rows, columns=COLUMNS)
@@ -88,9 +90,9 @@ def table2_grid(table: pd.DataFrame, records: pd.DataFrame) -> Grid:
     methods = list(dict.fromkeys(table["method"]))
     rows = []
     for metric in METRICS:
-        of_metric = table[table["column"] == metric.column].set_index("method")
-        if of_metric["value"].notna().any():
-            cells = (_cell(metric, of_metric, name, methods[0]) for name in methods)
+        of_metric = as_rows(table[table["column"] == metric.column])
+        if any(pd.notna(row["value"]) for row in of_metric):
+            cells = (_cell(metric, row, of_metric[0]) for row in of_metric)
             rows.append((Cell(metric.label), *cells))
     return Grid(
         "Table 2", caption(records), ("", *methods), tuple(rows), tuple(footnotes(table, records))
@@ -108,16 +110,16 @@ def beside_paper_grid(table: pd.DataFrame, group: Group | None = None) -> Grid |
     rows = []
     for column in dict.fromkeys(known["column"]):
         metric, cells = _BY_COLUMN[column], [Cell(_BY_COLUMN[column].label)]
-        of_metric = known[known["column"] == column].set_index("method")
+        of_metric = {row["method"]: row for row in as_rows(known[known["column"] == column])}
         for name in methods:
-            row = of_metric.loc[name]
+            row = of_metric[name]
             cells += [
                 Cell(metric.show(row["published"]), row["published"], row["published_source"]),
                 plain_cell(metric, row),
                 _times(row["to_published"]),
             ]
         if both:
-            patchddm, idm = (of_metric.loc[name] for name in methods)
+            patchddm, idm = (of_metric[name] for name in methods)
             cells += [_times(_divide(idm[x], patchddm[x])) for x in ("published", "value")]
         rows.append(tuple(cells))
     if both:
@@ -150,13 +152,12 @@ def table1_grid(quality: pd.DataFrame | None = None) -> Grid:
     rows = table1(quality)
     scores = ("psnr", "ssim", "mae")
     shown = []
-    for (modality, method, origin), of_method in rows.groupby(
-        ["modality", "method", "origin"], sort=False
-    ):
-        values = of_method.drop_duplicates("column").set_index("column")
+    for key, of_method in rows.groupby(["modality", "method", "origin"], sort=False):
+        modality, method, origin = map(str, key)
+        values = {row["column"]: row for row in as_rows(of_method)}
         cells = [Cell(f"{method}, {modality.upper()}"), Cell(origin)]
         for name in scores:
-            row = values.loc[name] if name in values.index else None
+            row = values.get(name)
             cells.append(
                 Cell(NOTHING)
                 if row is None
@@ -213,7 +214,7 @@ def console_table(records: pd.DataFrame) -> Table:
     return for_terminal(table2_grid(table2(records), records))
 
 
-def caption(records: pd.DataFrame) -> str:
+def caption(records: pd.DataFrame, ratios: bool = True) -> str:
     """What was measured, on what."""
     if records.empty:
         return "No trial was recorded."
@@ -221,10 +222,8 @@ def caption(records: pd.DataFrame) -> str:
         filter(None, (_all(records, "data") and f"{_all(records, 'data')} data",
                       _all(records, "device_name")))
     )  # fmt: skip
-    return (
-        f"Cost of training at the preset {_all(records, 'preset')}{where and f', {where}'}. "
-        f"In parentheses, the ratio to {records['method'].iloc[0]}."
-    )
+    text = f"Cost of training at the preset {_all(records, 'preset')}{where and f', {where}'}."
+    return text + (f" In parentheses, the ratio to {records['method'].iloc[0]}." if ratios else "")
 
 
 def footnotes(table: pd.DataFrame, records: pd.DataFrame) -> list[str]:
@@ -256,46 +255,42 @@ def footnotes(table: pd.DataFrame, records: pd.DataFrame) -> list[str]:
 _MOST_NOTES = 20
 
 
-def in_words(row: Mapping[str, Any]) -> str | None:
-    """Where a number of Table 2 came from, for a person who asks."""
-    if pd.isna(row["value"]):
-        return None
-    source = row["source"] if pd.notna(row["source"]) else None
-    interval = (row["low"], row["high"]) if pd.notna(row["low"]) else (None, None)
-    return Summary(row["value"], *interval, source, int(row["trials"])).in_words
+def plain_cell(metric: Metric, row: Row) -> Cell:
+    """A value of Table 2 and its interval, without its ratio."""
+    summary = _summary(row)
+    if summary is None:
+        return Cell(NOTHING, source="no trial has this number")
+    text = metric.show(summary.value)
+    if summary.low is not None and summary.high is not None:
+        text += f" [{metric.show(summary.low)}, {metric.show(summary.high)}]"
+    return Cell(text, summary.value, summary.in_words)
 
 
-def _cell(metric: Metric, of_metric: pd.DataFrame, name: str, first: str) -> Cell:
-    row = of_metric.loc[name]
+def _cell(metric: Metric, row: Row, first: Row) -> Cell:
     cell = plain_cell(metric, row)
     if pd.isna(row["ratio"]):
         return cell
-    about = "≈ " if name != first and _overlap(row, of_metric.loc[first]) else ""
-    return Cell(f"{cell.text} ({about}{row['ratio']:.2f}×)", cell.value, cell.source)
+    ours, theirs = _summary(row), _summary(first)
+    same = row is not first and ours is not None and theirs is not None and ours.overlaps(theirs)
+    return Cell(f"{cell.text} ({'≈ ' if same else ''}{row['ratio']:.2f}×)", cell.value, cell.source)
 
 
-def plain_cell(metric: Metric, row: Mapping[str, Any]) -> Cell:
+def _summary(row: Row) -> Summary | None:
     if pd.isna(row["value"]):
-        return Cell(NOTHING, source="no trial has this number")
-    text = metric.show(row["value"])
-    if pd.notna(row["low"]):
-        text += f" [{metric.show(row['low'])}, {metric.show(row['high'])}]"
-    return Cell(text, float(row["value"]), in_words(row))
-
-
-def _overlap(row: pd.Series, other: pd.Series) -> bool:
-    """Whether two intervals have a point in common; a number that does not vary is a point."""
-    if pd.isna(row["low"]) and pd.isna(other["low"]):
-        return False
-    low, high = (row[["low", "high"]].fillna(row["value"])).astype(float)
-    other_low, other_high = (other[["low", "high"]].fillna(other["value"])).astype(float)
-    return bool(low <= other_high and other_low <= high)
+        return None
+    low, high = (float(row[n]) if pd.notna(row[n]) else None for n in ("low", "high"))
+    source = row["source"] if pd.notna(row["source"]) else None
+    return Summary(float(row["value"]), low, high, source, int(row["trials"]))
 
 
 def _columns(summary: Summary | None) -> dict[str, object]:
     if summary is None:
         return {"trials": 0}
     return {name: getattr(summary, name) for name in ("value", "low", "high", "source", "trials")}
+
+
+def _value(number: Summary | published.Published | None) -> float | None:
+    return None if number is None else number.value
 
 
 def _times(ratio: float | None) -> Cell:
@@ -311,7 +306,7 @@ def _divide(value: float | None, by: float | None) -> float | None:
     return value / by
 
 
-def _source_of_score(row: pd.Series) -> str:
+def _source_of_score(row: Row) -> str:
     return "; ".join(str(row[name]) for name in ("source", "note") if pd.notna(row.get(name)))
 
 
