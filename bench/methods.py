@@ -19,6 +19,7 @@ from baselines import checkpoint, patchddm, unet
 from bench.errors import UserError
 from bench.presets import Overrides, Workload, workload
 from models import idm
+from models.idm import lean
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
             Method("checkpoint", checkpoint.build, checkpoint.PUBLISHED),
             Method("patchddm", patchddm.build, patchddm.PUBLISHED),
             Method("idm", idm.build, idm.PUBLISHED),
+            Method("idm-lean", lean.build, idm.PUBLISHED),
             Method("idm-stored", partial(idm.build, backward="stored"), idm.PUBLISHED),
         )
     }
