@@ -12,6 +12,7 @@ import subprocess
 import threading
 import time
 from contextlib import suppress
+from dataclasses import replace
 
 import pytest
 
@@ -19,10 +20,10 @@ from bench.errors import UserError
 from bench.presets import Workload
 from bench.results import Record, Run, Step
 from bench.runner import run_trials
-from bench.training import Training, Window
+from bench.training import Training
 from tests.bench.trials import FOREVER, Watcher, new_run, tiny_plan, volumes, workers
 
-KILLS = int(os.environ.get("BENCH_KILLS", "4"))
+KILLS = int(os.environ.get("BENCH_KILLS", "3"))
 LATEST_S = 5.0
 """By then a worker has loaded PyTorch and is in its window, also on a busy machine."""
 
@@ -87,7 +88,7 @@ def bad_endings(tmp_path_factory: pytest.TempPathFactory):
             work=Workload(32, 32, 64, (64, 128), 1, "fp32"),
         ),
         tiny_plan(tmp, repeat=3, window=FOREVER, training=Training(learning_rate=1e30)),
-        tiny_plan(tmp, repeat=4, probes=("host",), window=Window(seconds=1.5), sample_hz=20),
+        tiny_plan(tmp, repeat=4),
     ]  # fmt: skip
     run = new_run(tmp, plans)
 
@@ -129,34 +130,29 @@ def test_a_loss_that_is_not_finite(bad_endings):
     assert all(math.isfinite(loss) for loss in losses[:-1])
 
 
-def test_how_steady_the_sampling_was(bad_endings):
-    run, _ = bad_endings
-    record = run.records().iloc[3]
-    samples = run.samples()[run.samples()["repeat"] == 4]
-    assert record["sample_rate_hz"] == pytest.approx(
-        (len(samples) - 2) / record["window_s"], rel=0.2
-    )
-    assert record["sample_late_p95_s"] >= 0
-
-
 @pytest.mark.parametrize("times", [1, 2])
 def test_interrupts(tmp_path, times):
-    plans = [tiny_plan(tmp_path, repeat=i, window=FOREVER) for i in (1, 2)]
-    run = new_run(tmp_path, plans)
+    plan = tiny_plan(tmp_path, window=FOREVER, probes=("host",), sample_hz=20.0)
+    run = new_run(tmp_path, [plan])
 
     def interrupt(step):
-        if step.step == 3:
+        if step.elapsed_s > 1.0 and not watcher.notes:
             for _ in range(times):
                 os.kill(os.getpid(), signal.SIGINT)
 
     watcher = Watcher(interrupt)
-    run_trials(run, plans, watcher)
+    run_trials(run, [plan, replace(plan, repeat=2)], watcher)
     (record,) = run.records().itertuples()
     assert record.status == "interrupted"
-    assert record.steps == len(kept_steps(run)) >= 3
+    assert record.steps == len(kept_steps(run)) >= 1
     assert record.loss_last == run.steps()["loss"].iloc[-1]
     assert len(watcher.notes) == times
-    if times == 2:
+    assert len(run.samples()) == len(watcher.samples) > 10
+    if times == 1:  # it ended in order: its probes have told all they know
+        assert record.peak_rss_bytes > 2**26
+        assert 0 < record.sample_rate_hz <= 21
+        assert record.sample_late_p95_s >= 0
+    else:
         assert record.error == "stopped by a second interrupt"
     assert not workers()
 

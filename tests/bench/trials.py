@@ -40,11 +40,10 @@ def volumes(folder: Path, side: int = 8) -> Path:
     return prepare(open_source("phantom", None, ("t1",), side, 0, 2), folder / "cache")
 
 
-def new_run(folder: Path, plans: list[Plan]) -> Run:
+def new_run(folder: Path, plans: list[Plan], **configuration: Any) -> Run:
     """A run folder as the command makes it, before its first trial."""
     run = Run.create(folder, "small")
-    configuration = asdict(RunCommand())
-    configuration |= {"out": str(configuration["out"]), "idle": 0.0}
+    configuration = asdict(RunCommand()) | {"out": str(folder), "idle": 0.0} | configuration
     run.write_environment(
         describe_environment(["run_bench.py"], plans) | {"configuration": configuration}
     )
