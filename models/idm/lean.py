@@ -33,7 +33,7 @@ class LeanIDM(IDM):
     Gradients and parameters are those of `IDM`. Further arguments:
 
     Args:
-        stream: run the top level sample by sample, its way down twice.
+        stream: run the top level sample by sample, its way down twice (batches of 2 and more).
         slice_bytes: F is sliced so that a hidden tensor takes about this much (None: never).
         eight_bit: optimizer moments as bytes (see `AdamWInBackward`).
         half_precision: run F in bfloat16; states, weights and gradients stay float32. Not exact.
@@ -62,7 +62,7 @@ class LeanIDM(IDM):
             self.way_up = self.wiring[up:]
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        if not self.stream:
+        if not self.stream or len(x) == 1:  # one sample gains nothing from its own turn
             return super().forward(x, t)
         self._check_input(x)
         embedding = self.time(t)

@@ -222,7 +222,8 @@ class IDM(nn.Module):
                 sent = self.channels[level + 1] // 2**self.dims
                 attention = " -> iTrans" if f"level{level}_attention" in self.body else ""
                 middle = f"split {width - sent} skip{attention} | {sent} down"
-            line = f"{count:>13,} parameters  {'  ' * level}level {level}: {width} channels, 1/{2**level} size: "
+            line = f"{count:>13,} parameters  {'  ' * level}level {level}: {width} channels, "
+            line += f"1/{2**level} size: "
             line += f"{down} couplings, {middle}, {up} couplings"
             lines.append(line)
         lines.append(f"project: {self.channels[0]} -> {self.in_channels}")
