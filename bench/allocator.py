@@ -7,7 +7,8 @@ A model of `c10/cuda/CUDACachingAllocator.cpp` with its default settings. Its ru
   larger ones get a segment of their own, rounded up to 2 MiB. Small and large are apart.
 - The smallest free block that is large enough is taken, at the lowest address. What it has too
   much is split off and stays free: any rest among the small, more than 1 MiB among the large.
-- A released block joins its free neighbours in the segment. Segments are kept.
+- A released block joins its free neighbours in the segment. Segments are kept, unless the device
+  is full: then all that are wholly free are given back, and the request is tried once more.
 """
 
 import bisect
@@ -27,7 +28,11 @@ class Pool:
     peak_allocated: int
     """Most that was given out at a time, rounded: `torch.cuda.max_memory_allocated`."""
     reserved: int
-    """All segments: `torch.cuda.max_memory_reserved`, as none is given back."""
+    """Most that was held in segments at a time: `torch.cuda.max_memory_reserved`."""
+
+
+class OutOfMemory(Exception):
+    """The device has no room for a segment."""
 
 
 class Block:
@@ -47,18 +52,25 @@ class Block:
 
 
 class CachingAllocator:
-    """`allocate(size) -> Block`, `release(block)`, and `pool()`: what this came to."""
+    """`allocate(size) -> Block`, `release(block)`, and `pool()`: what this came to.
 
-    def __init__(self) -> None:
+    Args:
+        capacity: bytes of the device; None: it never ends.
+    """
+
+    def __init__(self, capacity: int | None = None) -> None:
+        self.capacity = capacity
         self._free: dict[bool, list[tuple[int, int]]] = {True: [], False: []}  # sorted, by `small`
         self._at: dict[int, Block] = {}  # free blocks by address
         self._next_address = 0
-        self.allocated = self.peak_allocated = self.reserved = 0
+        self.allocated = self.reserved = 0
+        self.peak_allocated = self.peak_reserved = 0
 
     def pool(self) -> Pool:
-        return Pool(self.peak_allocated, self.reserved)
+        return Pool(self.peak_allocated, self.peak_reserved)
 
     def allocate(self, size: int) -> Block:
+        """Raises OutOfMemory if there is no room."""
         size = max(ROUND, round_up(size, ROUND))
         small = size <= SMALL_REQUEST
         block = self._best_fit(size, small) or self._new_segment(size, small)
@@ -94,10 +106,21 @@ class CachingAllocator:
             segment = LARGE_SEGMENT
         else:
             segment = round_up(size, ROUND_SEGMENT)
+        if self.capacity is not None and self.reserved + segment > self.capacity:
+            self._give_back()
+            if self.reserved + segment > self.capacity:
+                raise OutOfMemory
         block = Block(self._next_address, segment, small)
         self._next_address += segment
         self.reserved += segment
+        self.peak_reserved = max(self.peak_reserved, self.reserved)
         return block
+
+    def _give_back(self) -> None:
+        for block in list(self._at.values()):
+            if block.before is None and block.after is None:
+                self._forget(block)
+                self.reserved -= block.size
 
     def _split(self, block: Block, size: int) -> None:
         rest = Block(block.address + size, block.size - size, block.small)

@@ -58,6 +58,10 @@ class Peak:
     def part_bytes(self) -> dict[str, int]:
         return {part: getattr(self, f"{part}_bytes") for part in Part}
 
+    def layers_of(self, part: str) -> dict[str, int]:
+        """Bytes of each layer of one part."""
+        return {layer: size for (kind, layer), size in self.layer_bytes().items() if kind == part}
+
     def layer_bytes(self) -> dict[tuple[str, str], int]:
         found = {}
         for line in self.layers.splitlines():
@@ -110,11 +114,7 @@ def compare(before: Peak, now: Peak) -> Difference:
     if not grown:
         return Difference(now.key, 0, "")
     part, by = _furthest(before.part_bytes(), now.part_bytes(), grown)
-    of_part = [
-        {layer: nbytes for (kind, layer), nbytes in peak.layer_bytes().items() if kind == part}
-        for peak in (before, now)
-    ]
-    layer, by_layer = _furthest(*of_part, grown)
+    layer, by_layer = _furthest(before.layers_of(part), now.layers_of(part), grown)
     where = f"in {layer or 'no layer of the network'} ({by_layer:+,})"
     return Difference(now.key, grown, f"{part} {by:+,} bytes, most {where}; peak {now.peak_at}")
 
@@ -122,7 +122,7 @@ def compare(before: Peak, now: Peak) -> Difference:
 def compare_measured(before: Peak, now: pd.Series) -> Difference:
     """A run's row against a prediction; it knows parts but no layers."""
     grown = int(now["peak_memory_bytes"]) - before.peak_memory_bytes
-    parts = {part: int(now[f"{part}_bytes"]) for part in Part}
+    parts: dict[str, int] = {part: int(now[f"{part}_bytes"]) for part in Part}
     part, by = _furthest(before.part_bytes(), parts, grown)
     return Difference(before.key, grown, f"{part} {by:+,} bytes; a run does not record layers")
 
@@ -146,7 +146,7 @@ class Summary:
 
 def predict_workload(job: tuple[str, Workload]) -> Summary:
     method, work = job
-    return summarise(predict_method(METHODS[method], work))
+    return summarise(predict_method(METHODS[method], work, count_forward=False))
 
 
 def summarise(prediction: Prediction) -> Summary:
@@ -266,11 +266,9 @@ def torch_version() -> str:
 def _chosen(command: CheckCommand, baseline: Mapping[Key, Peak]) -> list[Key]:
     """The rows to look at; UserError if one that should be there is missing."""
     methods = [method.name for method in find_methods(command.models or tuple(METHODS))]
-    presets = command.presets or tuple(dict.fromkeys(preset for preset, _ in baseline))
+    presets: Sequence[str] = command.presets or list(dict.fromkeys(key[0] for key in baseline))
     wanted = [(preset, method) for preset in presets for method in methods]
-    missing = [
-        f"{method} at {preset}" for preset, method in wanted if (preset, method) not in baseline
-    ]
+    missing = [" at ".join(reversed(key)) for key in wanted if key not in baseline]
     if missing:
         raise UserError(f"--baseline {command.baseline}: lacks {', '.join(missing)}; {_HOW}")
     return wanted
@@ -278,7 +276,7 @@ def _chosen(command: CheckCommand, baseline: Mapping[Key, Peak]) -> list[Key]:
 
 def _update(command: CheckCommand, console: Console) -> int:
     methods = [method.name for method in find_methods(command.models or tuple(METHODS))]
-    presets = command.presets or GATED_PRESETS
+    presets: Sequence[str] = command.presets or GATED_PRESETS
     keys = [(preset, method) for preset in presets for method in methods]
     kept: dict[Key, Peak] = {}
     if (command.models or command.presets) and command.baseline.exists():

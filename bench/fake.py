@@ -60,17 +60,15 @@ class FaithfulFakeMode(FakeTensorMode):
     def _should_skip_dynamo(cls) -> bool:
         return False  # nothing is compiled here, and the guard costs as much as a view
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
-    ) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func in _VIEWS and self._is_plain(args, kwargs):
             with in_kernel_invocation_manager(self):
-                out = func(*args, **kwargs)
-            if isinstance(out, Tensor):
-                return FakeTensor(self, out, args[0].fake_device)
-            return [FakeTensor(self, piece, args[0].fake_device) for piece in out]
-        out = self.dispatch(func, types, args, kwargs)
+                view = func(*args, **kwargs)
+            if isinstance(view, Tensor):
+                return FakeTensor(self, view, args[0].fake_device)
+            return [FakeTensor(self, piece, args[0].fake_device) for piece in view]
+        out: Any = self.dispatch(func, types, args, kwargs)
         if func in _REDUCED_IN_PLACE and out.dim() == 0:
             elements = torch.broadcast_shapes(args[0].shape, args[1].shape).numel()
             out.untyped_storage().resize_(max(1, elements) * out.element_size())

@@ -10,12 +10,17 @@ from bench.cli import FitCommand
 from bench.errors import UserError
 from bench.gpus import find_gpu
 from bench.methods import METHODS, find_methods
-from bench.predict import predict_method
-from bench.predictions import NOT_IN_THE_NUMBER
+from bench.predict import Prediction, predict_method
+from bench.predictions import NOT_MODELLED
 from bench.presets import Overrides, Workload
 from bench.processes import in_processes
 from bench.search import largest_that_fits
 from bench.sizes import parse_size, show_size
+
+EXPANDABLE = (
+    "* With PYTORCH_ALLOC_CONF=expandable_segments:True; in its default setting the allocator "
+    "would run out of memory on the fragments."
+)
 
 
 @dataclass(frozen=True)
@@ -29,7 +34,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Fit:
-    """What of a method fits. Needs are what the caching allocator holds, in bytes."""
+    """What of a method fits. Needs are the most that is given out at a time, in bytes."""
 
     method: str
     volume: int
@@ -38,10 +43,13 @@ class Fit:
     """0: not even one volume."""
     batch_needs: int
     """At `batch_size`, or at 1 if even that does not fit."""
+    batch_fits_by_default: bool
+    """Whether the allocator gets by in its default setting, in which memory fragments."""
     largest_volume: int
     """Side of the largest cube at batch 1; 0: not even the smallest."""
     volume_needs: int
     """At `largest_volume`, or at the smallest cube that the method can train on."""
+    volume_fits_by_default: bool
 
 
 def run_fit(command: FitCommand, console: Console) -> int:
@@ -62,8 +70,9 @@ def run_fit(command: FitCommand, console: Console) -> int:
     for line in what_fits_instead(fits):
         console.print(line, highlight=False, markup=False)
     console.print(
-        f"Margin of {command.margin} for what is not modelled; change it with --margin. "
-        + NOT_IN_THE_NUMBER,
+        f"A margin of {command.margin} is kept for what is not modelled: {NOT_MODELLED}. "
+        "Change it with --margin. Needs are what PyTorch's allocator gives out at the peak. "
+        f"{EXPANDABLE}",
         highlight=False,
         markup=False,
     )
@@ -71,14 +80,20 @@ def run_fit(command: FitCommand, console: Console) -> int:
 
 
 def answer(question: Question) -> Fit:
-    """Search over predictions, each of which is exact."""
+    """Search over predictions, each of which is exact.
+
+    It fits if what the allocator gives out, rounded as it rounds, is within the limit.
+    """
     method = METHODS[question.method]
     preset, overrides = question.preset, question.overrides
     work = method.workload(preset, overrides)
 
     @cache
-    def holds(work: Workload) -> int:
-        return predict_method(method, work).cuda_pool.reserved
+    def predicted(work: Workload) -> Prediction:
+        return predict_method(method, work, count_forward=False)
+
+    def needs(work: Workload) -> int:
+        return predicted(work).cuda_pool.peak_allocated
 
     def batch_of(size: int) -> Workload:
         return replace(work, batch_size=size)
@@ -90,22 +105,25 @@ def answer(question: Question) -> Fit:
         return method.workload(preset, side)
 
     batch = largest_that_fits(
-        lambda size: holds(batch_of(size)), question.limit, start=work.batch_size
+        lambda size: needs(batch_of(size)), question.limit, start=work.batch_size
     )
     count = largest_that_fits(
-        lambda count: holds(cube_of(count)),
+        lambda count: needs(cube_of(count)),
         question.limit,
         start=work.volume // multiple,
         power=3,
         most=2048 // multiple,
     )
+    batch_work, cube_work = batch_of(max(1, batch)), cube_of(max(1, count))
     return Fit(
         question.method,
         work.volume,
         batch,
-        holds(batch_of(max(1, batch))),
+        needs(batch_work),
+        predicted(batch_work).fits_cuda(question.limit),
         count * multiple,
-        holds(cube_of(max(1, count))),
+        needs(cube_work),
+        predicted(cube_work).fits_cuda(question.limit),
     )
 
 
@@ -156,8 +174,12 @@ def _table(fits: list[Fit], memory: int, margin: int) -> Table:
             fit.method,
             f"{fit.volume}³",
             str(fit.batch_size) if fit.batch_size else "none",
-            show_size(fit.batch_needs),
+            show_size(fit.batch_needs) + _star(fit.batch_size, fit.batch_fits_by_default),
             f"{fit.largest_volume}³" if fit.largest_volume else "none",
-            show_size(fit.volume_needs),
+            show_size(fit.volume_needs) + _star(fit.largest_volume, fit.volume_fits_by_default),
         )
     return table
+
+
+def _star(fits: int, by_default: bool) -> str:
+    return " *" if fits and not by_default else ""

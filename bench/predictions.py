@@ -11,15 +11,19 @@ from bench.errors import UserError
 from bench.methods import Method, find_methods
 from bench.predict import Prediction, describe, predict_method
 from bench.presets import Workload
+from bench.probes import Columns
 from bench.results import Record, write_records
 
 GIB = 2**30
 Row = tuple[Method, Workload, Prediction]
 
+NOT_MODELLED = (
+    "the CUDA context (a few hundred MiB, by card and driver), and the workspaces of cuDNN, which "
+    "it chooses on the card, and of cuBLAS (8 to 32 MiB)"
+)
 NOT_IN_THE_NUMBER = (
     "CUDA pool: what PyTorch's caching allocator would hold after two steps, in blocks rounded as "
-    "it rounds them. Not in the number: the CUDA context (a few hundred MiB, by card and driver), "
-    "and the workspaces of cuDNN, which it chooses on the card, and of cuBLAS (8 to 32 MiB)."
+    "it rounds them. Not in the number: " + NOT_MODELLED + "."
 )
 NOT_ON_CPU = (
     "Not in the number: the scratch of the kernels, and the process itself (interpreter, "
@@ -62,7 +66,7 @@ def run_predict(command: PredictCommand, console: Console) -> int:
 def record(row: Row, preset: str, device: str) -> Record:
     """A prediction as a row of `runs.csv`."""
     method, work, prediction = row
-    on_cuda = {
+    on_cuda: Columns = {
         "peak_allocated_bytes": prediction.cuda_pool.peak_allocated,
         "peak_reserved_bytes": prediction.cuda_pool.reserved,
     }
@@ -96,7 +100,7 @@ def make_folder(path: Path) -> None:
 
 
 def _table(rows: Sequence[Row], cuda: bool) -> Table:
-    table = Table(title="Predicted for one training step, memory in GiB", pad_edge=False)
+    table = Table(title="Predicted for one training step, memory in GiB")
     table.add_column("")
     for method, _, _ in rows:
         table.add_column(method.name, justify="right")
@@ -114,7 +118,7 @@ def _table(rows: Sequence[Row], cuda: bool) -> Table:
     if cuda:
         add("CUDA pool", [f"{p.cuda_pool.reserved / GIB:.3f}" for p in predictions])
     table.add_section()
-    add("GFLOP, forward (fvcore)", [f"{p.flops_forward / 1e9:,.1f}" for p in predictions])
+    add("GFLOP, forward (fvcore)", [f"{(p.flops_forward or 0) / 1e9:,.1f}" for p in predictions])
     add("GFLOP, whole step", [f"{p.flops_step / 1e9:,.1f}" for p in predictions])
     return table
 

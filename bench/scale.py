@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -88,7 +89,8 @@ def sweep(name: str, axis: str, command: ScaleCommand) -> list[tuple[int, Worklo
     """The workloads of one line; those that the method cannot train on are left out."""
     method, found = METHODS[name], []
     for value in AXES[axis][0]:
-        overrides: Overrides = replace(command.overrides, **{axis: value})
+        changed: dict[str, Any] = {axis: value}
+        overrides: Overrides = replace(command.overrides, **changed)
         try:
             found.append((value, method.workload(command.preset, overrides)))
         except UserError:
@@ -99,7 +101,7 @@ def sweep(name: str, axis: str, command: ScaleCommand) -> list[tuple[int, Worklo
 
 def predict_point(job: tuple[str, str, int, Workload]) -> Point:
     name, axis, value, work = job
-    prediction = predict_method(METHODS[name], work)
+    prediction = predict_method(METHODS[name], work, count_forward=False)
     return Point(
         name,
         axis,

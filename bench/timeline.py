@@ -1,5 +1,6 @@
 """Memory over one training step, from a prediction."""
 
+import itertools
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -71,11 +72,11 @@ class Timeline:
         return np.sum(list(self.parts.values()), axis=0)
 
     def thinned(self, pieces: int = 1500) -> np.ndarray:
-        """Indices enough to draw: in each of `pieces` stretches, the highest moment and the last."""
+        """Indices enough to draw: of each of `pieces` stretches the highest moment, the last."""
         stretch = np.minimum((self.position * pieces).astype(int), pieces - 1)
         starts = np.flatnonzero(np.diff(stretch, prepend=-1))
         bounds = [*starts, len(stretch)]
         kept = {self.peak_at}
-        for first, last in zip(bounds, bounds[1:], strict=False):
+        for first, last in itertools.pairwise(bounds):
             kept |= {first + int(self.total[first:last].argmax()), last - 1}
         return np.array(sorted(kept))

@@ -97,9 +97,10 @@ def dispatched_forward_flops(forward: Callable[[], Any]) -> int:
     """
     counter = _ForwardCounter()
     # A network that takes another path while it is traced takes that path here, too.
-    with torch.inference_mode(), mock.patch.object(torch.jit, "is_tracing", lambda: True), counter:
+    tracing = mock.patch.object(torch.jit, "is_tracing", return_value=True)
+    with torch.inference_mode(), tracing, counter:
         forward()
-    return int(counter.flops)
+    return counter.flops
 
 
 class _ForwardCounter(TorchDispatchMode):
@@ -133,7 +134,7 @@ class _ForwardCounter(TorchDispatchMode):
         if func._schema.name == "aten::convolution":
             inputs += [None] * 3  # the switches of `_convolution`, which no rule reads
         count = rule([_Traced(value) for value in inputs], [_Traced(out)])
-        self.flops += count if isinstance(count, (int, float)) else sum(count.values())
+        self.flops += int(count if isinstance(count, (int, float)) else sum(count.values()))
         return out
 
 

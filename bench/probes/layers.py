@@ -1,5 +1,7 @@
 """Which layer of a network is running: in the forward pass, the backward pass, a recomputation."""
 
+from typing import Any
+
 import torch
 from torch import nn
 from torch.nn.modules import module as hooks
@@ -44,13 +46,13 @@ class RunningLayer:
         return self._owners.get(id(parameter), "")
 
     def current(self) -> str:
-        """The layer that is running. To be asked at each operator: it also learns from being asked."""
+        """The layer that is running. To be asked at each operator: asking is how it learns."""
         layer = self._stack[-1] if self._stack else self._of_node()
         self._remember_maker(layer)
         return layer
 
     def _of_node(self) -> str:
-        node = torch._C._current_autograd_node()
+        node: Any = torch._C._current_autograd_node()
         if node is None:
             return ""
         if type(node).__name__ == "AccumulateGrad":  # where a gradient reaches its parameter

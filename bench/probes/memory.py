@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
 from torch.utils._pytree import tree_leaves
 
-_WHICH_DEVICE = torch.ops.prim.device.default
-
 from bench.probes import Columns
+
+_WHICH_DEVICE = torch.ops.prim.device.default
 
 
 class Part(StrEnum):
@@ -30,7 +30,7 @@ class Part(StrEnum):
     GRADIENT = "gradient"
     OPTIMIZER = "optimizer"
     ACTIVATION = "activation"
-    """Made in the step and none of the others: what the forward pass keeps and the backward makes."""
+    """Made in the step and none of the others: kept by the forward pass, made by the backward."""
     OTHER = "other"
     """There before the step and none of the others: the batch, buffers, the noise schedule."""
 

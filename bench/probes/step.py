@@ -49,7 +49,7 @@ class Moment:
     operator: str
     """The operator that allocated; empty if that was before the step."""
     holdings: dict[tuple[Part, str], int]
-    """What is alive, in bytes, by part and by the layer that made it or, for parameters, owns it."""
+    """Bytes alive by part and layer: the one that made it or, for parameters, owns it."""
 
 
 class StepProbe(MemoryProbe):
