@@ -113,8 +113,14 @@ def test_memory_strategies_do_what_they_promise(records):
 
 
 def test_the_same_network_has_the_same_losses_whatever_the_strategy(records):
-    for one, other in (("unet", "checkpoint"), ("idm", "idm-stored"), ("idm", "idm-lean")):
-        assert records.loc[one, "loss_first"] == pytest.approx(records.loc[other, "loss_first"])
+    # The first step of the window is the third of the trial: idm-lean's bytes have rounded twice.
+    for one, other, rel in (
+        ("unet", "checkpoint", 1e-6),
+        ("idm", "idm-stored", 1e-6),
+        ("idm", "idm-lean", 1e-3),
+    ):
+        first = records.loc[other, "loss_first"]
+        assert records.loc[one, "loss_first"] == pytest.approx(first, rel=rel)
         assert math.isfinite(records.loc[one, "loss_last"])
 
 
@@ -197,7 +203,9 @@ def test_a_log_is_not_garbled(finished):
     assert "\x1b" not in output
     assert "\r" not in output
     for number, method in enumerate(METHODS, 1):
-        assert re.search(rf"^\[{number}/{len(METHODS)}\] {method}: ok, 3 steps", output, re.MULTILINE)
+        assert re.search(
+            rf"^\[{number}/{len(METHODS)}\] {method}: ok, 3 steps", output, re.MULTILINE
+        )
     assert output.count("temperature sensor") <= 1  # said once, not for each trial
 
 
