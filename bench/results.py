@@ -17,6 +17,7 @@ import io
 import json
 import os
 import stat
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import MISSING, dataclass, fields
@@ -292,10 +293,12 @@ def read_table(path: Path, row_type: type) -> pd.DataFrame:
 
 def _parse(path: Path, text: str, row_type: type) -> pd.DataFrame:
     try:
-        table = pd.read_csv(
-            io.StringIO(text), dtype=str, keep_default_na=False, na_values=[""], index_col=False
-        )
-    except ValueError as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pd.errors.ParserWarning)  # a row longer than the header
+            table = pd.read_csv(
+                io.StringIO(text), dtype=str, keep_default_na=False, na_values=[""], index_col=False
+            )
+    except (ValueError, pd.errors.ParserWarning) as error:
         raise UserError(f"{path}: cannot be read as CSV ({_one_line(error)})") from None
     for field_ in fields(row_type):
         name, kinds = field_.name, get_args(field_.type) or (field_.type,)
