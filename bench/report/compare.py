@@ -24,7 +24,12 @@ def compare(a: Path, b: Path, console: Console) -> int:
     pairs = list(_pairs(before, after))
     for ours, theirs in pairs:
         table = differences(ours, theirs)
-        console.print(for_terminal(differences_grid(table, ours, theirs)))
+        grid = differences_grid(table, ours, theirs)
+        if grid.rows:
+            console.print(for_terminal(grid))
+            continue
+        for line in (grid.caption, *grid.notes):
+            _say(console, line)
     if not pairs:
         _say(console, "The runs have no preset in common: nothing can be compared.")
     changes = list(environment_changes(_environment(before), _environment(after)))

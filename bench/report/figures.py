@@ -10,7 +10,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -128,9 +128,12 @@ def themed_svg(svg: str, prefix: str) -> str:
 def draw_all(group: Group) -> list[Picture]:
     """Figures 3, 4, 5 and the frontier of one group."""
     with _quiet(), matplotlib.rc_context(_STYLE):
-        return [draw(group) for draw in (
-            peak_memory, energy_per_parameter, temperature, frontier,
-        )]  # fmt: skip
+        drawn = [draw(group) for draw in (peak_memory, energy_per_parameter, temperature, frontier)]
+    left_out = len(group.methods) - MOST_METHODS
+    if left_out <= 0:
+        return drawn
+    also = f" {left_out} more methods are not drawn."
+    return [replace(picture, caption=picture.caption + also) for picture in drawn]
 
 
 def peak_memory(group: Group) -> Picture:

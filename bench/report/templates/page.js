@@ -27,18 +27,20 @@ for (const table of document.querySelectorAll("table.sortable")) {
       const rows = [...body.rows].map((row) => [value(row.cells[column]), row]);
       rows.sort((a, b) => compare(a[0], b[0], sign));
       body.append(...rows.map(([, row]) => row));
+      stopAt(body.querySelector("td"));
     }),
   );
 
   // One stop for the Tab key; the arrow keys go from cell to cell.
-  let current = body.querySelector("td");
-  for (const cell of body.querySelectorAll("td")) cell.tabIndex = cell === current ? 0 : -1;
-  body.addEventListener("focusin", ({ target }) => {
-    if (!target.matches("td")) return;
-    current.tabIndex = -1;
-    current = target;
-    current.tabIndex = 0;
-  });
+  let stop = null;
+  const stopAt = (cell) => {
+    if (stop) stop.tabIndex = -1;
+    stop = cell;
+    if (stop) stop.tabIndex = 0;
+  };
+  for (const cell of body.querySelectorAll("td")) cell.tabIndex = -1;
+  stopAt(body.querySelector("td"));
+  body.addEventListener("focusin", ({ target }) => target.matches("td") && stopAt(target));
   body.addEventListener("keydown", (event) => {
     const step = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] }[event.key];
     if (!step || !event.target.matches("td")) return;
@@ -51,12 +53,14 @@ for (const table of document.querySelectorAll("table.sortable")) {
 
 const tip = document.getElementById("tip");
 let over = false; // the pointer may rest on the tip to read or to copy it
-const hide = () => { tip.hidden = true; };
+let shown = null;
+const hide = () => { tip.hidden = true; shown = null; };
 const show = (cell) => {
   const source = document.getElementById(cell.getAttribute("aria-describedby"));
   if (!source) return hide();
   tip.textContent = source.textContent;
   tip.hidden = false;
+  shown = cell;
   const spot = cell.getBoundingClientRect();
   const left = Math.min(Math.max(8, spot.right - tip.offsetWidth), innerWidth - tip.offsetWidth - 8);
   const above = spot.top - tip.offsetHeight - 2;
@@ -72,4 +76,4 @@ for (const cell of document.querySelectorAll("td[aria-describedby]")) {
 tip.addEventListener("pointerenter", () => { over = true; });
 tip.addEventListener("pointerleave", () => { over = false; hide(); });
 document.addEventListener("keydown", (event) => { if (event.key === "Escape") hide(); });
-document.addEventListener("scroll", hide, { passive: true });
+document.addEventListener("scroll", () => shown && show(shown), { passive: true, capture: true });

@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 
 from bench.methods import METHODS as METHODS_KNOWN
+from bench.presets import PRESETS
 from bench.results import Record, Run, Sample, write_records
 
 GIB = 2**30
@@ -29,8 +30,9 @@ ENVIRONMENT: dict[str, Any] = {
 
 
 def workload(method: str, preset: str) -> dict[str, Any]:
-    """What the preset gives the method; made-up methods get idm's."""
-    work = METHODS_KNOWN.get(method, METHODS_KNOWN["idm"]).workload(preset)
+    """What the preset gives the method; made-up ones get what `paper` gives idm."""
+    known = METHODS_KNOWN.get(method, METHODS_KNOWN["idm"])
+    work = known.workload(preset if preset in PRESETS else "paper")
     values = {name: getattr(work, name) for name in ("volume", "patch", "batch_size", "precision")}
     return {**values, "channels": " ".join(map(str, work.channels))}
 
@@ -44,14 +46,17 @@ def record(method: str, repeat: int = 1, preset: str = "paper", **changes: Any) 
         "method": method, "repeat": repeat, "status": "ok", "preset": preset, "data": "phantom",
         "device": "cuda:0", "device_name": "NVIDIA RTX A5000", **workload(method, preset),
         "parameters": parameters, "steps": 120, "window_s": 120.0,
-        "step_time_median_s": seconds, "step_time_p95_s": seconds * 1.1, "volumes_per_s": 4 / seconds,
+        "step_time_median_s": seconds, "step_time_p95_s": seconds * 1.1,
+        "volumes_per_s": 4 / seconds,
         "peak_memory_bytes": peak, "peak_memory_source": "tensor-storages",
         "parameter_bytes": peak // 8, "gradient_bytes": peak // 8, "optimizer_bytes": peak // 4,
         "other_bytes": 1024, "activation_bytes": peak - 2 * (peak // 8) - peak // 4 - 1024,
         "peak_allocated_bytes": int(peak * 1.03),
-        "flops_forward": int(FLOPS.get(method, 1) * 1e12 / 6), "flops_step": int(FLOPS.get(method, 1) * 1e12),
+        "flops_forward": int(FLOPS.get(method, 1) * 1e12 / 6),
+        "flops_step": int(FLOPS.get(method, 1) * 1e12),
         "energy_j": 2e4 * wobble, "energy_source": "nvml-counter",
-        "energy_per_parameter_j": 2e4 * wobble / parameters, "energy_per_volume_j": 40 * wobble * seconds,
+        "energy_per_parameter_j": 2e4 * wobble / parameters,
+        "energy_per_volume_j": 40 * wobble * seconds,
         "mean_power_w": 170.0, "temperature_start_c": 45.0, "temperature_peak_c": 60.0 + repeat,
         "temperature_mean_c": 58.0, "temperature_source": "nvml",
         "seed": 0, "started_at": "2026-01-01T00:00:00+00:00",
@@ -76,7 +81,8 @@ def window(method: str, repeat: int = 1, count: int = 25, seconds: float = 120.0
     times = [seconds * i / (count - 1) for i in range(count)]
     return [
         Sample(
-            method=method, repeat=repeat, elapsed_s=t, power_w=170.0, energy_j=170.0 * t * (1 + 0.05 * repeat),
+            method=method, repeat=repeat, elapsed_s=t,
+            power_w=170.0, energy_j=170.0 * t * (1 + 0.05 * repeat),
             temperature_c=45 + (15 + repeat) * (1 - math.exp(-t / 30)), memory_bytes=GIB,
         )
         for t in times

@@ -1,0 +1,30 @@
+"""One run with known numbers and its report, made once."""
+
+from pathlib import Path
+
+import pytest
+
+from bench.report import write_reports
+from bench.results import Run
+from tests.bench.report.runs import METHODS, full_run, predicted, write_run
+
+
+@pytest.fixture(scope="session")
+def paper_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """`paper`, measured on a card: all methods, 3 repeats."""
+    return full_run(tmp_path_factory.mktemp("runs") / "20260101T000000Z-paper")
+
+
+@pytest.fixture(scope="session")
+def equal_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """`equal`, predicted."""
+    folder = tmp_path_factory.mktemp("runs") / "equal"
+    return write_run(folder, [predicted(method, "equal") for method in METHODS])
+
+
+@pytest.fixture(scope="session")
+def report(paper_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The report of `paper_run`."""
+    out = tmp_path_factory.mktemp("report")
+    write_reports([paper_run.folder], out)
+    return out

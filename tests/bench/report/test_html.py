@@ -1,0 +1,187 @@
+"""report.html as text: whole, self-contained, and safe whatever the files hold."""
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from bench.report import write_reports
+from tests.bench.report.runs import (
+    ENVIRONMENT,
+    METHODS,
+    full_run,
+    predicted,
+    record,
+    window,
+    write_run,
+)
+
+EVIL = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>{{ 7*7 }}"
+
+
+class Page(HTMLParser):
+    """Tags and their attributes, and what was never closed."""
+
+    VOID = frozenset({"meta", "link", "img", "br", "use", "path", "rect"})
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        if tag not in self.VOID:
+            assert self.open.pop() == tag
+
+    def values(self, name: str) -> list[str]:
+        return [value for _, attributes in self.tags if (value := attributes.get(name)) is not None]
+
+
+def make(out: Path, *folders: Path) -> str:
+    write_reports(folders, out)
+    return (out / "report.html").read_text()
+
+
+def test_it_is_one_well_formed_file_that_asks_nothing_of_any_network(report: Path):
+    text = (report / "report.html").read_text()
+    page = Page(text)
+    assert page.open == []
+    assert len(page.values("id")) == len(set(page.values("id")))
+    for name in ("src", "href", "xlink:href", "action", "srcset"):
+        assert all(value.startswith(("#", "data:")) for value in page.values(name))
+    assert "default-src 'none'" in page.values("content")[2]
+    assert "@import" not in text
+    assert re.findall(r"url\((?!#)", text) == []
+    assert {"html", "main", "nav", "header"} <= {tag for tag, _ in page.tags}
+    ids = set(page.values("id"))
+    for name in ("aria-labelledby", "aria-describedby"):
+        assert set(page.values(name)) <= ids
+
+
+def test_the_verdict_comes_first(report: Path):
+    text = (report / "report.html").read_text()
+    assert text.index("For 24 GiB") < text.index("<table")
+    assert "idm needs the least memory (6.18 GiB)" in text  # as its allocator says
+
+
+def test_every_number_of_the_table_has_its_source(report: Path):
+    text = (report / "report.html").read_text()
+    table = text[text.index('class="numbers sortable"') :]
+    cells = re.findall(r"<td tabindex[^>]*>", table[: table.index("</table>")])
+    assert len(cells) == len(METHODS) * 10
+    assert all("aria-describedby" in cell for cell in cells)
+    assert "nvml-counter; median of 3 trials" in text
+
+
+def test_figures_are_svg_with_name_and_description(report: Path):
+    text = (report / "report.html").read_text()
+    assert text.count('role="img"') == 4
+    assert text.count("<svg") == 4
+    for word in (
+        "Figure 3. Peak memory",
+        "unet 18.0 GiB",
+        "At the end of the window: ",
+        "frontier",
+    ):
+        assert word in text
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A page of a run in which every text is an attack."""
+    folder = tmp_path_factory.mktemp("hostile")
+    rows = [
+        record(EVIL, device_name=EVIL, data=EVIL, peak_memory_source=EVIL, energy_source=EVIL,
+               warnings=EVIL, contention="=cmd|' /C calc'!A0"),
+        record("idm", 1, preset=EVIL, status="failed", error=EVIL),
+    ]  # fmt: skip
+    run = write_run(folder / "a<b>&\"'", rows, window(EVIL))
+    (run.folder / "environment.json").write_text(
+        json.dumps(
+            {EVIL: EVIL, "command": [EVIL, "</script>"], "versions": {EVIL: [EVIL, {EVIL: 1}]}}
+        )
+    )
+    (run.folder / "timeline.svg").write_text(f"<svg onload='alert(3)'>{EVIL}</svg>")
+    quality = [{"source": EVIL, "method": EVIL, "modality": EVIL, "column": "psnr", "value": 1.0}]
+    pd.DataFrame(quality).to_csv(run.folder / "quality.csv", index=False)
+    return make(folder / "out", run.folder)
+
+
+def test_foreign_text_stays_text(hostile: str):
+    page = Page(hostile)
+    assert page.open == []
+    assert [tag for tag, _ in page.tags].count("script") == 1
+    assert not any(name.startswith("on") for _, attributes in page.tags for name in attributes)
+    assert "{{ 7*7 }}" in hostile
+    images = [attributes for tag, attributes in page.tags if tag == "img"]
+    assert [str(a["src"]).split(",")[0] for a in images] == ["data:image/svg+xml;base64"]
+
+
+def test_timelines_are_shown_where_they_are(tmp_path: Path):
+    run = write_run(tmp_path / "run", [predicted("idm")])
+    png = b"\x89PNG\r\n\x1a\n" + b"0" * 100
+    (run.folder / "timeline.png").write_bytes(png)
+    assert "data:image/png;base64,iVBORw0KGgo" in make(tmp_path / "out", run.folder)
+    (run.folder / "timeline.png").write_bytes(b"not an image")
+    assert "data:image/png" not in make(tmp_path / "out", run.folder)
+
+
+def test_environment_and_warnings_are_in_the_page(tmp_path: Path):
+    environment = {**ENVIRONMENT, "git": {"commit": "0123456789abcdef", "dirty": True}}
+    rows = [record("idm", contention="the CPU was busy: 68 %"), record("unet", throttled="thermal")]
+    text = make(tmp_path / "out", write_run(tmp_path / "run", rows, environment=environment).folder)
+    assert "3 warnings</a> to read before" in text
+    for word in ("2.13.0", "0123456789abcdef", "Made-up CPU", "the CPU was busy: 68 % (idm 1)",
+                 "thermal (unet 1)", "changes that are in no commit"):  # fmt: skip
+        assert word in text, word
+
+
+def test_what_fits_comes_from_fit_where_it_was_asked(tmp_path: Path):
+    run = full_run(tmp_path / "run", 1, "equal")
+    (run.folder / "fit.csv").write_text(
+        "memory_bytes,method,volume,batch_size,batch_needs,largest_volume,volume_needs\n"
+        f"{24 * 2**30},idm,64,18,1,160,1\n{24 * 2**30},unet,64,5,1,96,1\n"
+        f"{8 * 2**30},idm,64,3,1,64,1\n"
+    )
+    text = make(tmp_path / "out", run.folder)
+    assert "Largest batch of 64³ volumes that trains: idm 18 (or one of 160³), unet 5" in text
+
+
+@pytest.mark.parametrize(
+    ("gib", "words"),
+    [
+        (1, "All methods fit at equal (64³, batch 4, fp32). Take patchddm: it is the quickest"),
+        (2, "3 of 5 fit at equal (64³, batch 4, fp32). Take patchddm"),
+        (30, "Nothing fits at equal (64³, batch 4, fp32): idm needs the least, 185 GiB."),
+    ],
+)
+def test_the_advice_follows_the_budget(tmp_path: Path, gib, words):
+    rows = [record(name, preset="equal") for name in METHODS]
+    for row in rows:
+        assert row.peak_allocated_bytes is not None
+        row.peak_allocated_bytes *= gib
+    run = write_run(tmp_path / "run", rows)
+    text = make(tmp_path / "out", run.folder) if gib == 30 else _advice(run.folder)
+    assert words in text
+
+
+def _advice(folder: Path) -> str:
+    from bench.report.advice import advise, best_group
+    from bench.report.reading import read_evidence
+
+    group = best_group(read_evidence([folder]).groups)
+    assert group is not None
+    text = advise(group)
+    return text[0].upper() + text[1:]

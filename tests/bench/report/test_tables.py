@@ -1,0 +1,127 @@
+"""The tables, byte for byte, and what their numbers mean.
+
+`UPDATE_GOLDEN=1 python -m pytest tests/bench/report/test_tables.py` rewrites the golden files: read
+the diff before you commit it.
+"""
+
+import os
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from bench.report import write_reports
+from bench.report.grid import Cell, Grid, latex, markdown
+from bench.report.published import costs
+from bench.report.reading import read_evidence
+from bench.report.tables import beside_paper_grid, table1_grid, table2, table2_grid
+from tests.bench.report.runs import METHODS, full_run, record, write_run
+
+GOLDEN = Path(__file__).parent / "golden"
+NAMES = [
+    f"{name}.{kind}" for name in ("table1", "table2", "claims") for kind in ("csv", "md", "tex")
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_tables_are_the_golden_ones(report: Path, name: str):
+    made = (report / name).read_text()
+    if os.environ.get("UPDATE_GOLDEN"):
+        GOLDEN.mkdir(exist_ok=True)
+        (GOLDEN / name).write_text(made)
+    assert made == (GOLDEN / name).read_text()
+
+
+def test_a_report_made_twice_is_the_same_to_the_byte(report: Path, paper_run, tmp_path: Path):
+    write_reports([paper_run.folder], tmp_path)
+    names = {path.name for path in report.iterdir()}
+    assert names == {path.name for path in tmp_path.iterdir()}
+    assert {"report.html", "peak_memory.pdf", "frontier.png", "table2.tex"} <= names
+    for name in names:
+        assert (report / name).read_bytes() == (tmp_path / name).read_bytes(), name
+
+
+def test_a_cell_is_the_median_with_its_interval_and_its_ratio(paper_run):
+    table = table2(paper_run.records())
+    rows = table[table["column"] == "step_time_median_s"].set_index("method")
+    assert rows.loc["idm", "value"] == pytest.approx(0.9 * 1.01)  # of 1.00, 1.01 and 1.02 times
+    assert (rows["low"] <= rows["value"]).all()
+    assert (rows["value"] <= rows["high"]).all()
+    assert (rows["trials"] == 3).all()
+    assert rows.loc["idm", "ratio"] == pytest.approx(0.9)  # to unet, the first
+    peaks = table[table["column"] == "peak_memory_bytes"]
+    assert peaks["low"].isna().all()  # nothing varies: an interval would be noise
+
+
+def test_methods_that_the_trials_do_not_tell_apart_are_marked(paper_run):
+    records = paper_run.records()
+    grid = table2_grid(table2(records), records)
+    texts = {
+        row[0].text: dict(zip(grid.header, (c.text for c in row), strict=True)) for row in grid.rows
+    }
+    assert "≈" in texts["Peak temperature (°C)"]["idm"]  # the same three readings
+    assert "≈" not in texts["Step time, median (s)"]["idm"]
+    assert "≈" not in texts["Peak memory (GiB)"]["idm"]
+
+
+def test_the_paper_stands_beside_the_run_with_source_and_ratio(paper_run):
+    evidence = read_evidence([paper_run.folder])
+    grid = beside_paper_grid(table2(paper_run.records()), evidence.groups[0])
+    assert grid is not None
+    rows = {row[0].text: row for row in grid.rows}
+    peak = dict(zip(grid.header, rows["Peak memory (GiB)"], strict=True))
+    assert peak["IDM, paper"].text == "6.71"
+    assert peak["IDM, paper"].source is not None
+    assert peak["IDM, paper"].source.startswith("Table 2")
+    assert peak["IDM, here"].text == "6.00"
+    assert peak["IDM, here ÷ paper"].text == "0.89×"
+    assert peak["IDM ÷ PatchDDM-3D, paper"].text == "0.85×"
+    assert peak["IDM ÷ PatchDDM-3D, here"].text == "0.80×"
+    assert not any("not the paper's setting" in note for note in grid.notes)
+
+
+def test_a_run_of_another_setting_says_so_beside_the_paper(tmp_path: Path):
+    run = full_run(tmp_path / "run", repeats=1, preset="small")
+    grid = beside_paper_grid(table2(run.records()))
+    assert grid is not None
+    assert "not the paper's setting" in grid.notes[0]
+    changed = write_run(tmp_path / "flag", [record("idm", volume=32), record("patchddm")])
+    (group,) = read_evidence([changed.folder]).groups
+    grid = beside_paper_grid(table2(changed.records()), group)
+    assert grid is not None
+    assert "Flags changed the preset" in grid.notes[0]
+
+
+def test_every_published_number_has_its_place_in_the_paper():
+    assert costs()["patchddm", "peak_memory_bytes"].value == pytest.approx(7.899565 * 2**30)
+    assert costs()["idm", "flops_step"].value == 5643083550
+    assert costs()["idm", "temperature_peak_c"].value == 61
+    assert all(number.source.startswith(("Table 2", "§6.2")) for number in costs().values())
+
+
+def test_table_1_holds_what_a_quality_run_measured():
+    measured = pd.DataFrame(
+        [("validation", "idm", "t1", "psnr", 20.5, None, None)],
+        columns=["source", "method", "modality", "column", "value", "unit", "note"],
+    )
+    rows = [[cell.text for cell in row] for row in table1_grid(measured).rows]
+    assert ["idm, T1", "paper", "25.01", "0.4852", "0.409"] in rows
+    assert ["idm, T1", "here", "20.5", "–", "–"] in rows
+
+
+def test_no_text_of_a_file_can_break_a_table():
+    bad = "a|b\n& 5 % $x_1$ \\input{x} <b>*bold*</b> `c` ~^#"
+    grid = Grid("Table", bad, ("", bad), ((Cell(bad), Cell(bad)),), (bad,))
+    lines = markdown(grid).splitlines()
+    assert [line.count("|") - line.count(r"\|") for line in lines[2:5]] == [3, 3, 3]
+    assert "<b>" not in markdown(grid)
+    text = latex(grid)
+    assert r"\input" not in text
+    body = text[text.index(r"\midrule") : text.index(r"\bottomrule")]
+    assert body.count("&") - body.count(r"\&") == 1
+    for special in "%$#_":
+        assert body.replace(r"$\times$", "").count(special) == body.count("\\" + special)
+
+
+def test_methods_keep_the_order_in_which_they_ran(paper_run):
+    assert list(dict.fromkeys(table2(paper_run.records())["method"])) == list(METHODS)
