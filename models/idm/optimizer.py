@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 BLOCK = 256
-CHUNK = 2048 * BLOCK  # elements updated at a time: temporaries stay below 20 MiB
+CHUNK = 4096 * BLOCK  # elements updated at a time: temporaries stay below 30 MiB
 GOLDEN = 0.6180339887498949
 
 

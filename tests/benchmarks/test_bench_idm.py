@@ -95,6 +95,7 @@ class Peer(nn.Module):
         return self.project(self.body(self.lift(x)))
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.filterwarnings("ignore")
 def test_against_iunets_on_memcnn(report_bound, capsys):
     """Like with like: the pair has no attention, so ours goes without. With it: for information."""
@@ -123,9 +124,13 @@ def activations(net: nn.Module, *inputs: Tensor) -> int:
     return watch.peak
 
 
+@pytest.mark.timeout(1800)
 def test_lean(report_bound, capsys):
-    """Every technique of idm-lean taken away, one at a time (and 16 bits added)."""
-    bounds = {"paper": (PAPER, 3.0), "full-volume": ((1, 1, 256, 256, 256), 24.0)}
+    """The goals of issue 3 (its bounds are 3 and 24 GiB).
+
+    Every technique of idm-lean taken away, one at a time, and 16 bits added.
+    """
+    bounds = {"paper": (PAPER, 2.5), "full-volume": ((1, 1, 256, 256, 256), 16.0)}
     changes = {
         "idm-lean": {},
         "without streaming": {"stream": False},

