@@ -1,5 +1,7 @@
 """Energy of a CPU: RAPL on a made-up powercap tree, CodeCarbon's estimate, and CO₂."""
 
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -9,6 +11,7 @@ import torch
 from bench.errors import UserError
 from bench.probes import energy, temperature
 from bench.probes.energy import EnergyProbe, RaplMeter, TdpMeter, check_country, co2_kg, open_meter
+from bench.probes.sampling import sampling
 from bench.probes.temperature import open_thermometer
 
 SPAN_UJ = 262_143_328_850
@@ -189,3 +192,60 @@ def test_every_source_is_in_the_table_of_the_module():
     assert energy.__doc__ is not None
     for meter in (RaplMeter, TdpMeter):
         assert f"`{meter.counter_source}`" in energy.__doc__
+
+
+# ---- the sampling thread -------------------------------------------------------------------------
+
+
+class Scripted:
+    """A probe that does as it is told at each reading."""
+
+    def __init__(self, at_sample: Callable[[], dict]) -> None:
+        self.at_sample = at_sample
+
+    def start(self) -> None: ...
+
+    def sample(self) -> dict:
+        return self.at_sample()
+
+    def stop(self) -> dict:
+        return {"warnings": ["it was there to the end"]}
+
+
+def fail() -> dict:
+    raise OSError("the sensor went away")
+
+
+def dawdle() -> dict:
+    time.sleep(0.1)
+    return {}
+
+
+def sample_for(seconds: float, probe: Scripted, hertz: float = 50.0, send=None):
+    columns: dict = {}
+    sent: list[dict] = []
+    with sampling([probe], hertz, send or (lambda _, **row: sent.append(row)), columns):
+        time.sleep(seconds)
+    return columns, sent
+
+
+def test_a_probe_that_fails_is_left_out_and_told_of():
+    columns, sent = sample_for(0.3, Scripted(fail))
+    assert columns["warnings"] == ["Scripted failed at sample: OSError: the sensor went away"]
+    assert len(sent) > 2  # the others would have gone on
+
+
+def test_a_rate_that_is_not_kept_is_told_of():
+    columns, _ = sample_for(1.5, Scripted(dawdle))
+    assert columns["sample_rate_hz"] < 15
+    assert any("not at 50 Hz" in line for line in columns["warnings"])
+    assert columns["sample_late_p95_s"] > 0.05
+
+
+def test_nobody_listens_any_more():
+    def send(*_: object, **row: float) -> None:
+        if row["elapsed_s"] > 0.1:
+            raise BrokenPipeError
+
+    with pytest.raises(BrokenPipeError):  # told once, by the last reading, and not by the thread
+        sample_for(0.3, Scripted(dict), send=send)
