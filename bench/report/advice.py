@@ -7,7 +7,7 @@ import pandas as pd
 
 from bench.report.grid import Cell, Grid, significant
 from bench.report.reading import Group
-from bench.report.summary import summarise
+from bench.report.summary import Summary, summarise_each
 
 GIB = 2**30
 BUDGETS_GIB = (8, 16, 24, 40, 80)
@@ -41,17 +41,18 @@ def best_group(groups: Sequence[Group]) -> Group | None:
 
 
 def needs(group: Group) -> list[Need]:
-    column = _cost_column(group)
-    found = []
-    for method, rows in group.records.groupby("method", sort=False):
-        peaks = [summarise(rows, name) for name in ("peak_allocated_bytes", "peak_memory_bytes")]
-        peak, cost = next((p for p in peaks if p is not None), None), summarise(rows, column)
-        if peak is not None and cost is not None:
-            batch = rows["batch_size"].dropna()
-            found.append(
-                Need(str(method), peak.value, cost.value / max(1, batch.max() if len(batch) else 1))
-            )
-    return found
+    columns = ("peak_allocated_bytes", "peak_memory_bytes", _cost_column(group), "batch_size")
+    allocated, alive, costs, batches = (summarise_each(group.records, name) for name in columns)
+    peaks = {**alive, **allocated}
+    return [
+        Need(name, peaks[name].value, costs[name].value / _batch(batches.get(name)))
+        for name in group.methods
+        if name in peaks and name in costs
+    ]
+
+
+def _batch(batch: Summary | None) -> float:
+    return max(1.0, batch.value) if batch is not None else 1.0
 
 
 def advise(group: Group, budget_gib: int = MAIN_BUDGET_GIB) -> str:
@@ -78,7 +79,7 @@ def advise(group: Group, budget_gib: int = MAIN_BUDGET_GIB) -> str:
         times = least.cost / quickest.cost
         text += (
             f" {least.method} needs the least memory ({_gib(least.memory)}), for "
-            f"{times:.2g}× the {'time' if _is_timed(group) else 'computation'}."
+            f"{times:.2f}× the {'time' if _is_timed(group) else 'computation'}."
         )
     return text
 

@@ -165,6 +165,7 @@ def peak_memory(group: Group) -> Picture:
             significant(value), (end, method), (gap, 0), textcoords="offset points", va="center"
         )
     most = max(total.max(), *marks.values(), 0)
+    axes.set_yticks(range(len(rows)), [_short(method) for method in rows["method"]])
     axes.invert_yaxis()
     axes.grid(axis="y", visible=False)
     axes.tick_params(axis="y", length=0)
@@ -277,7 +278,7 @@ def _over_window(
         style: Any = {
             "color": COLOURS[index % len(COLOURS)], "linestyle": DASHES[index % len(DASHES)]
         }  # fmt: skip
-        axes.plot(times, middle, label=method, linewidth=1.4, **style)
+        axes.plot(times, middle, label=_short(method), linewidth=1.4, **style)
         if len(trials) > 1:
             repeated = True
             axes.fill_between(times, low, high, color=style["color"], alpha=0.18, linewidth=0)
@@ -313,10 +314,11 @@ def _spread(trials: Sequence[pd.DataFrame]) -> tuple[np.ndarray, ...]:
 def _median_trials(group: Group) -> pd.DataFrame:
     """For each method the whole trial whose peak is the (lower) median: its parts add up."""
     rows = group.ok.dropna(subset=["peak_memory_bytes"])
+    rows = rows[rows["method"].isin(rows["method"].drop_duplicates().head(MOST_METHODS))]
     chosen = [
         of_method.sort_values("peak_memory_bytes", kind="stable").iloc[[(len(of_method) - 1) // 2]]
         for _, of_method in rows.groupby("method", sort=False)
-    ][:MOST_METHODS]
+    ]
     return pd.concat(chosen) if chosen else rows
 
 
@@ -350,8 +352,8 @@ def _label_points(figure: Figure, axes: Axes, points: pd.DataFrame) -> None:
             if text is not None:
                 text.remove()
             text = axes.annotate(
-                row["method"], (row["gflop"], row["gib"]), (dx, dy), textcoords="offset points",
-                ha=side, fontsize=7.5,
+                _short(row["method"]), (row["gflop"], row["gib"]), (dx, dy),
+                textcoords="offset points", ha=side, fontsize=7.5,
             )  # fmt: skip
             box = text.get_window_extent(renderer).extents
             outside = box[0] < frame.x0 or box[2] > frame.x1 or box[1] < frame.y0
@@ -382,6 +384,11 @@ def _empty(figure: Figure, axes: Axes, name: str, title: str, text: str) -> Pict
     axes.set_axis_off()
     axes.text(0.5, 0.5, text, ha="center", va="center", transform=axes.transAxes)
     return Picture(name, title, f"Nothing to show: {text}.", text, figure, empty=True)
+
+
+def _short(name: str) -> str:
+    """A foreign name may be longer than the figure."""
+    return name if len(name) <= 24 else f"{name[:23]}…"
 
 
 def _in_words(unit: str, values: Any) -> str:

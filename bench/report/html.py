@@ -109,23 +109,17 @@ def remarks(evidence: Evidence) -> list[str]:
     return lines
 
 
-def methods_grid(group: Group) -> Grid:
+def methods_grid(group: Group, table: pd.DataFrame) -> Grid:
     """Table 2 with a row a method, which is how a person sorts it."""
-    table = tables.table2(group.records)
     shown = [m for m in tables.METRICS if table[table["column"] == m.column]["value"].notna().any()]
     cells = {
         (row["method"], row["column"]): tables.plain_cell(metric, row)
         for metric in shown
         for row in as_rows(table[table["column"] == metric.column])
     }
-    status = group.records.groupby("method")["status"].agg(lambda s: (s == "ok").sum())
-    count = group.records["method"].value_counts()
+    trials = _trials(group)
     rows = [
-        (
-            Cell(name),
-            Cell(f"{status[name]} of {count[name]}", float(status[name]), _why(group, name)),
-            *(cells[name, metric.column] for metric in shown),
-        )
+        (Cell(name), trials[name], *(cells[name, metric.column] for metric in shown))
         for name in group.methods
     ]
     return Grid(
@@ -135,18 +129,28 @@ def methods_grid(group: Group) -> Grid:
     )  # fmt: skip
 
 
-def _why(group: Group, method: str) -> str:
-    bad = group.records[(group.records["method"] == method) & (group.records["status"] != "ok")]
-    reasons = [
-        f"repeat {row.repeat}: {row.status}"
-        + (f" ({row.error})" if isinstance(row.error, str) else "")
-        for row in bad.head(3).itertuples()
-    ]
-    return "; ".join(reasons) or "runs.csv: every trial was ok"
+def _trials(group: Group) -> dict[str, Cell]:
+    """By method: how many trials were ok, and why the others were not."""
+    ok: dict[str, int] = dict.fromkeys(group.methods, 0)
+    bad: dict[str, list[str]] = {name: [] for name in ok}
+    for row in as_rows(group.records[["method", "repeat", "status", "error"]]):
+        if row["status"] == "ok":
+            ok[row["method"]] += 1
+        else:
+            error = f" ({row['error']})" if isinstance(row["error"], str) else ""
+            bad[row["method"]].append(f"repeat {row['repeat']}: {row['status']}{error}")
+    return {
+        name: Cell(
+            f"{count} of {count + len(bad[name])}", count,
+            "; ".join(bad[name][:3]) or "runs.csv: every trial was ok",
+        )
+        for name, count in ok.items()
+    }  # fmt: skip
 
 
 def _section(index: int, group: Group, pictures: Sequence[Picture]) -> Section:
-    methods = methods_grid(group)
+    table = tables.table2(group.records)
+    methods = methods_grid(group, table)
     said = dict.fromkeys(c.source for row in methods.rows for c in row if c.source)
     sources = {text: f"g{index}-s{number}" for number, text in enumerate(said, 1)}
     drawings = [
@@ -157,7 +161,7 @@ def _section(index: int, group: Group, pictures: Sequence[Picture]) -> Section:
         for p in pictures
         if not p.empty
     ]  # fmt: skip
-    beside = tables.beside_paper_grid(tables.table2(group.records), group)
+    beside = tables.beside_paper_grid(table, group)
     not_drawn = [f"{p.title}: {p.content}." for p in pictures if p.empty]
     return Section(f"g{index}", group, methods, sources, beside, drawings, not_drawn)
 

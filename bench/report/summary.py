@@ -1,5 +1,6 @@
 """One number out of the trials of a method: the median, its interval, where it came from."""
 
+import statistics
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -68,12 +69,26 @@ class Summary:
 
 def summarise(rows: pd.DataFrame, column: str) -> Summary | None:
     """Of the rows of one method; None where no trial that was ok has the number."""
-    ok = rows[(rows["status"] == "ok") & rows[column].notna()]
-    if ok.empty:
-        return None
-    values = ok[column].astype(float)
-    low, high = _interval(tuple(values))
-    return Summary(float(values.median()), low, high, _source(ok, column), len(ok))
+    return next(iter(summarise_each(rows, column).values()), None)
+
+
+def summarise_each(records: pd.DataFrame, column: str) -> dict[str, Summary]:
+    """By method, of those with a trial that was ok and has the number; one pass over the rows."""
+    ok = records[(records["status"] == "ok") & records[column].notna()]
+    values: dict[str, list[float]] = {}
+    sources: dict[str, dict[str, None]] = {}
+    for method, value, source in zip(
+        ok["method"], ok[column].astype(float), _sources(ok, column), strict=True
+    ):
+        values.setdefault(method, []).append(value)
+        sources.setdefault(method, {}).update({} if pd.isna(source) else {source: None})
+    return {
+        method: Summary(
+            statistics.median(numbers), *_interval(tuple(numbers)),
+            ", ".join(sources[method]) or None, len(numbers),
+        )
+        for method, numbers in values.items()
+    }  # fmt: skip
 
 
 @lru_cache(maxsize=4096)  # the same numbers stand in the table, the claims and the page
@@ -83,10 +98,11 @@ def _interval(values: tuple[float, ...]) -> tuple[float | None, float | None]:
     return bootstrap_interval(values) or (None, None)
 
 
-def _source(rows: pd.DataFrame, column: str) -> str | None:
-    if column not in SOURCES:
-        source = FIXED_SOURCES.get(column)
-        predicted = rows["peak_memory_source"].eq("predicted").all()
-        return f"{source}; predicted" if source and predicted else source
-    named = rows[SOURCES[column]].dropna()
-    return ", ".join(dict.fromkeys(named)) or None
+def _sources(rows: pd.DataFrame, column: str) -> pd.Series:
+    if column in SOURCES:
+        return rows[SOURCES[column]]
+    source = FIXED_SOURCES.get(column)
+    if source is None:
+        return pd.Series(None, index=rows.index, dtype=object)
+    predicted = rows["peak_memory_source"].eq("predicted")
+    return predicted.map({True: f"{source}; predicted", False: source})

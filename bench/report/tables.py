@@ -20,7 +20,7 @@ from bench.report.grid import (
     significant,
 )
 from bench.report.reading import Group
-from bench.report.summary import Summary, summarise
+from bench.report.summary import Summary, summarise_each
 
 GIB = 2**30
 Row = Mapping[str, Any]
@@ -62,16 +62,16 @@ def table2(records: pd.DataFrame) -> pd.DataFrame:
     number for this method. A method without an ok trial has empty values.
     """
     methods = list(dict.fromkeys(records["method"]))
-    by_method = dict(iter(records.groupby("method", sort=False)))
-    rows = []
+    preset, rows = _all(records, "preset"), []
     for metric in METRICS:
-        found = {name: summarise(by_method[name], metric.column) for name in methods}
-        first = found[methods[0]] if methods else None
-        for name, summary in found.items():
+        found = summarise_each(records, metric.column)
+        first = found.get(methods[0]) if methods else None
+        for name in methods:
+            summary = found.get(name)
             paper = published.costs().get((name, metric.column))
             rows.append(
                 {
-                    "preset": _all(records, "preset"),
+                    "preset": preset,
                     "metric": metric.label,
                     "column": metric.column,
                     "method": name,
@@ -238,7 +238,9 @@ def footnotes(table: pd.DataFrame, records: pd.DataFrame) -> list[str]:
             "overlaps the first method's, so the trials do not tell the two apart."
         )
     for label, group in table.dropna(subset=["source"]).groupby("metric", sort=False):
-        notes.append(f"{label}: {'; '.join(dict.fromkeys(group['source']))}.")
+        sources = list(dict.fromkeys(group["source"]))
+        more = f" and {len(sources) - _MOST_NOTES} more" if len(sources) > _MOST_NOTES else ""
+        notes.append(f"{label}: {'; '.join(sources[:_MOST_NOTES])}{more}.")
     missing = [m.label for m in METRICS if table[table["column"] == m.column]["value"].isna().all()]
     if missing:
         notes.append(f"Not available on this machine: {', '.join(missing)}.")
