@@ -101,8 +101,6 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     ):
         points = [(row[1], row[3]) for row in rows if (row[0], row[2]) == (kind, name)]
         right.semilogy(*zip(*points, strict=True), marker="o", markersize=3, label=label)
-    right.axhline(1e-4, color="grey", linestyle=":", linewidth=1)
-    right.text(0, 1.1e-4, "bound on gradients", color="grey", fontsize=8)
     right.set(xlabel="training steps", ylabel="relative error", title="Over training")
     for axes in (left, right):
         axes.legend(frameon=False, fontsize=8)
