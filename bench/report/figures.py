@@ -129,6 +129,9 @@ def draw_all(group: Group) -> list[Picture]:
     """Figures 3, 4, 5 and the frontier of one group."""
     with _quiet(), matplotlib.rc_context(_STYLE):
         drawn = [draw(group) for draw in (peak_memory, energy_per_parameter, temperature, frontier)]
+        for picture in drawn:  # laid out once, not for each of its files
+            picture.figure.draw_without_rendering()
+            picture.figure.set_layout_engine("none")
     left_out = len(group.methods) - MOST_METHODS
     if left_out <= 0:
         return drawn
