@@ -1,0 +1,106 @@
+"""What fits: the answer fits, and one more does not."""
+
+from dataclasses import replace
+
+import pytest
+
+from bench.cli import FitCommand
+from bench.errors import UserError
+from bench.fit import Question, answer, run_fit, what_fits_instead
+from bench.gpus import GPUS, find_gpu
+from bench.methods import METHODS
+from bench.predict import predict_method
+from bench.presets import Overrides
+from bench.search import largest_that_fits
+from bench.sizes import GIB, parse_size, show_size
+
+
+def needs(method, **overrides):
+    work = METHODS[method].workload("small", Overrides(**overrides))
+    return predict_method(METHODS[method], work).cuda_pool.peak_allocated
+
+
+@pytest.mark.parametrize("method", ["idm", "patchddm"])
+def test_the_answer_fits_and_one_more_does_not(method):
+    limit = 450 * 2**20
+    fit = answer(Question(method, "small", Overrides(), limit))
+
+    assert fit.batch_size > 1
+    assert needs(method, batch_size=fit.batch_size) == fit.batch_needs <= limit
+    assert needs(method, batch_size=fit.batch_size + 1) > limit
+    step = {"idm": 8, "patchddm": 16}[method]  # patches are half of a volume
+    assert fit.largest_volume % step == 0
+    side = {"volume": fit.largest_volume, "batch_size": 1}
+    assert needs(method, **side) == fit.volume_needs <= limit
+    assert needs(method, **side | {"volume": fit.largest_volume + step}) > limit
+
+
+def test_what_does_not_fit_says_what_it_needs_and_what_would():
+    limit = 200 * 2**20
+    fits = [answer(Question(name, "small", Overrides(), limit)) for name in ("unet", "idm")]
+    (line,) = what_fits_instead(fits)
+
+    assert fits[0].batch_size == 0
+    assert show_size(needs("unet", batch_size=1)) in line
+    assert f"idm (batch {fits[1].batch_size}) would" in line
+
+
+@pytest.mark.parametrize("limit", [0, 1, 99, 100, 101, 1000, 54321])
+@pytest.mark.parametrize("start", [1, 4, 1000])
+@pytest.mark.parametrize("power", [1, 3])
+@pytest.mark.parametrize("bend", [0, 7, -3])
+def test_the_search_finds_what_a_scan_finds(limit, start, power, bend):
+    """Also where the bytes are not quite on a line."""
+
+    def need(n):
+        return 90 + 5 * n**power + bend * (n % 2 - n // 3) % 5
+
+    scanned = max((n for n in range(1, 12000) if need(n) <= limit), default=0)
+    found = largest_that_fits(need, limit, start, power)
+    assert found == scanned or (need(found) <= limit < need(found + 1))
+
+
+def test_the_search_ends_soon_on_a_line():
+    asked = []
+    largest_that_fits(lambda n: asked.append(n) or 1000 + 37 * n, 10**6, start=4)
+    assert len(asked) <= 5
+
+
+def test_the_search_has_an_end():
+    assert largest_that_fits(lambda n: 0, 1, start=1, most=50) == 50
+
+
+@pytest.mark.parametrize(
+    ("text", "nbytes"),
+    [("24GiB", 24 * 2**30), ("24GB", 24 * 10**9), ("0.5 gib", 2**29), ("512MiB", 2**29)],
+)
+def test_sizes(text, nbytes):
+    assert parse_size(text, "--memory") == nbytes
+
+
+@pytest.mark.parametrize("text", ["", "24", "24 apples", "-1GiB", "GiB", "1e9GB"])
+def test_what_is_no_size_is_refused(text):
+    with pytest.raises(UserError, match="--memory"):
+        parse_size(text, "--memory")
+
+
+def test_cards_by_name():
+    for name in ("a5000", "rtx4090", "v100-32gb", "a100-80gb", "h100"):
+        assert GPUS[name].source.startswith("https://www.nvidia.com/")
+    assert find_gpu("V100-32GB").memory_bytes == 32 * GIB
+    with pytest.raises(UserError, match="known are"):
+        find_gpu("abacus")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({}, "give one of the two"),
+        ({"memory": "24GiB", "gpu": "a5000"}, "give one of the two"),
+        ({"memory": "1GiB", "margin": "1GiB"}, "leaves nothing"),
+        ({"memory": "24GiB", "models": ("abacus",)}, "unknown method"),
+    ],
+)
+def test_mistakes_are_said_before_the_long_part(change, message):
+    with pytest.raises(UserError, match=message):
+        run_fit(replace(FitCommand(), **change), console=None)

@@ -1,0 +1,264 @@
+"""Predictions are measurements: the same allocations, in the same order, to the byte."""
+
+import warnings
+from unittest import mock
+
+import pytest
+import torch
+from torch import nn
+from torch.distributed._tools.mem_tracker import MemTracker
+
+from bench.methods import METHODS
+from bench.predict import predict
+from bench.presets import Overrides
+from bench.probes.flops import FlopProbe, forward_flops
+from bench.probes.memory import MemoryProbe, Part
+from bench.probes.step import Phase, StepProbe
+from bench.training import TrainingStep
+
+METHOD_NAMES = list(METHODS)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """On a busy machine threads wait for each other; on one, small steps are as quick."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def allocations(changes):
+    return [(change.nbytes, change.storage.part, change.storage.operator) for change in changes]
+
+
+def trained_step(name, **overrides):
+    """A step whose optimizer has its state, from a real first step on volumes of 16³."""
+    work = METHODS[name].workload("small", Overrides(**overrides))
+    step = TrainingStep(METHODS[name].build(work), work)
+    step(torch.rand(1, 1, 16, 16, 16))
+    return step, torch.rand(work.batch_size, 1, *(work.volume,) * 3)
+
+
+@pytest.mark.parametrize("name", METHOD_NAMES)
+def test_every_method_at_small_is_predicted_to_the_byte(name):
+    step, batch = trained_step(name)
+    memory = MemoryProbe(step.network, step.optimizer, "cpu", [batch])
+    flops = FlopProbe()
+    memory.start()
+    flops.start()
+    step(batch)
+    measured = flops.stop() | memory.stop()
+    x_t, t, _, keywords = step.noised(batch)
+    measured["flops_forward"] = forward_flops(step.network, x_t, t, **keywords)
+    assert measured.pop("peak_memory_source") == "tensor-storages"
+
+    prediction = predict(name, preset="small")
+    columns = prediction.columns()
+
+    assert {key: columns[key] for key in measured} == measured
+    assert columns["peak_memory_source"] == "predicted"
+    assert sum(prediction.parts.values()) == prediction.peak_memory_bytes
+    assert allocations(prediction.changes) == allocations(memory.changes)
+
+
+@pytest.mark.parametrize("name", METHOD_NAMES)
+def test_memtracker_agrees_and_naming_layers_changes_nothing(name):
+    """On real tensors: PyTorch's own tracker, alone, and our probe with and without its hooks."""
+    size = {"volume": 16, "batch_size": 1, "patch": 16, "channels": (16, 32, 64)}
+    step, batch = trained_step(name, **size)
+    seen = []
+    for kind in (MemoryProbe, StepProbe):
+        probe = kind(step.network, step.optimizer, "cpu", [batch])
+        probe.start()
+        step(batch)
+        peak = probe.stop()["peak_memory_bytes"]
+        seen.append(allocations(probe.changes))
+    tracker = MemTracker()
+    # Its module hooks collect gradients in pairs and so keep them alive: 0.3 % of this peak.
+    # They only tell modules apart.
+    tracker._mod_tracker = mock.MagicMock(is_bw=False)
+    tracker.track_external(step.network, step.optimizer, batch, step.diffusion.alpha_bar)
+    with tracker, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        step(batch)
+    tracked = tracker.get_tracker_snapshot("peak")[torch.device("cpu")]["Total"]
+
+    assert seen[0] == seen[1]
+    assert predict(name, preset="small", **size).peak_memory_bytes == peak == tracked
+
+
+def test_the_whole_volume_is_predicted_without_allocating_it():
+    """256³: its activations would be 8 GiB and more."""
+    prediction = predict("patchddm", preset="full-volume")
+
+    assert prediction.peak_memory_bytes > 40 * 2**30
+    assert prediction.parts[Part.ACTIVATION] > 0.9 * prediction.peak_memory_bytes
+
+
+class Net(nn.Module):
+    """Two layers; the first keeps the larger activation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide = nn.Linear(16, 4096)
+        self.narrow = nn.Linear(4096, 1)
+
+    def forward(self, x):
+        return self.narrow(torch.tanh(self.wide(x)))
+
+
+def measure(network, batch, optimizer, loss):
+    """One's own second step, measured."""
+
+    def step():
+        optimizer.zero_grad(set_to_none=True)
+        value = loss(network, batch)
+        value.backward()
+        optimizer.step()
+
+    step()
+    probe = MemoryProbe(network, optimizer, "cpu", [batch])
+    flops = FlopProbe()
+    probe.start()
+    flops.start()
+    step()
+    return flops.stop() | probe.stop()
+
+
+OPTIMIZERS = {
+    "sgd": lambda p: torch.optim.SGD(p, lr=0.1),
+    "momentum": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9),
+    "adam": lambda p: torch.optim.Adam(p),
+    "adamw-foreach": lambda p: torch.optim.AdamW(p, foreach=True),
+    "adamw-fused": lambda p: torch.optim.AdamW(p, fused=True),
+    "rmsprop": lambda p: torch.optim.RMSprop(p),
+}
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS.values(), ids=OPTIMIZERS)
+def test_ones_own_network_is_predicted_to_the_byte(optimizer):
+    network, batch = Net(), torch.randn(64, 16)
+    prediction = predict(network, batch, optimizer(network.parameters()))
+
+    measured = measure(
+        network, batch, optimizer(network.parameters()), lambda n, b: n(b).square().mean()
+    )
+    del measured["peak_memory_source"]
+    columns = prediction.columns()
+    assert {key: columns[key] for key in measured} == measured
+
+
+LOSSES = {
+    "mse": nn.functional.mse_loss,
+    "smooth_l1": nn.functional.smooth_l1_loss,
+    "huber": nn.functional.huber_loss,
+    "l1": nn.functional.l1_loss,
+    "soft_margin": nn.functional.soft_margin_loss,
+    "bce": lambda y, t: nn.functional.binary_cross_entropy(y.sigmoid(), t),
+    "bce_logits": nn.functional.binary_cross_entropy_with_logits,
+}
+
+
+@pytest.mark.parametrize("function", LOSSES.values(), ids=LOSSES)
+def test_ones_own_loss_is_predicted_to_the_byte(function):
+    """Some kernels return a scalar that keeps the storage of every element."""
+
+    def loss(network, batch):
+        x, target = batch
+        return function(network(x), target)
+
+    network, batch = Net(), (torch.randn(64, 16), torch.rand(64, 1))
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    prediction = predict(network, batch, optimizer, loss)
+
+    optimizer.zero_grad(set_to_none=True)
+    loss(network, batch).backward()
+    probe = MemoryProbe(network, optimizer, "cpu", batch)
+    probe.start()
+    optimizer.zero_grad(set_to_none=True)
+    loss(network, batch).backward()
+    optimizer.step()
+    measured = probe.stop()
+    assert prediction.peak_memory_bytes == measured["peak_memory_bytes"]
+
+
+def test_ones_own_network_is_left_alone():
+    network, batch = Net(), torch.randn(64, 16)
+    optimizer = torch.optim.Adam(network.parameters())
+    before = [parameter.clone() for parameter in network.parameters()]
+
+    predict(network, batch, optimizer)
+
+    assert all(torch.equal(a, b) for a, b in zip(before, network.parameters(), strict=True))
+    assert all(parameter.grad is None for parameter in network.parameters())
+    assert not optimizer.state
+
+
+def test_flops_of_ones_own_network():
+    network, batch = Net(), torch.randn(64, 16)
+    prediction = predict(network, batch, torch.optim.SGD(network.parameters(), lr=0.1))
+
+    products = 64 * 16 * 4096, 64 * 4096 * 1  # multiply-adds of the two layers
+    assert prediction.flops_forward == sum(products)
+    # The backward pass multiplies by weights and by inputs, but no gradient of the batch is wanted.
+    assert prediction.flops_step == 2 * (2 * products[0] + 3 * products[1])
+
+
+def test_the_peak_names_its_layer_and_operator():
+    network, batch = Net(), torch.randn(1024, 16)
+    prediction = predict(network, batch, torch.optim.SGD(network.parameters(), lr=0.1))
+
+    held = prediction.peak.holdings
+    assert prediction.peak.phase is Phase.BACKWARD
+    assert prediction.peak.operator == "aten.tanh_backward.default"
+    assert held[Part.PARAMETER, "wide"] == network.wide.weight.nbytes + network.wide.bias.nbytes
+    assert sum(held.values()) == prediction.peak_memory_bytes
+
+
+def test_a_recomputed_layer_is_named_by_what_runs_again():
+    """Checkpointing: the peak is in the backward pass, in a layer of the block that runs again."""
+    prediction = predict("checkpoint", preset="small", volume=16)
+
+    made_in_backward = {
+        operator.layer
+        for operator in prediction.operators
+        if operator.in_backward and operator.name == "aten.convolution.default"
+    }
+    assert any(name.endswith("conv1.conv") for name in made_in_backward)
+
+
+@pytest.mark.parametrize("name", METHOD_NAMES)
+def test_nearly_all_work_has_a_layer(name):
+    """Forward, backward and recomputed alike; the rest belongs to the network as a whole."""
+    prediction = predict(name, preset="small", volume=16)
+    nameless = sum(operator.flops for operator in prediction.operators if not operator.layer)
+
+    assert nameless < 0.01 * prediction.flops_step
+
+
+def test_phases_come_in_order():
+    prediction = predict("idm", preset="small", volume=16)
+    order = list(Phase)
+    ranks = [order.index(phase) for phase in prediction.phases]
+
+    assert ranks == sorted(ranks)
+    assert set(ranks) == {0, 1, 2}
+
+
+def test_inversion_stores_less_than_the_same_network_without_it():
+    idm, stored = (predict(name, preset="small") for name in ("idm", "idm-stored"))
+
+    assert idm.parameters == stored.parameters
+    assert idm.stored_bytes < stored.stored_bytes / 5
+
+
+def test_misuse_is_refused():
+    network, batch = Net(), torch.randn(64, 16)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    with pytest.raises(TypeError, match="brings its own"):
+        predict("idm", batch, optimizer)
+    with pytest.raises(TypeError, match="needs all three"):
+        predict(network, batch)
+    with pytest.raises(TypeError, match="batch_size"):
+        predict(network, batch, optimizer, batch_size=3)
