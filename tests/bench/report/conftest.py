@@ -6,7 +6,7 @@ import pytest
 
 from bench.report import write_reports
 from bench.results import Run
-from tests.bench.report.runs import METHODS, full_run, predicted, write_run
+from tests.bench.report.runs import METHODS, full_run, predicted, record, write_run
 
 
 @pytest.fixture(scope="session")
@@ -28,3 +28,22 @@ def report(paper_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("report")
     write_reports([paper_run.folder], out)
     return out
+
+
+@pytest.fixture(scope="session")
+def two_groups(paper_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The report of two groups, with a method that failed and a name that is an attack."""
+    folder = tmp_path_factory.mktemp("two")
+    empty = dict.fromkeys(("peak_memory_bytes", "peak_allocated_bytes", "step_time_median_s"), None)
+    evil = "<img src=x onerror=\"document.title='owned'\">"
+    other = write_run(
+        folder / "other",
+        [
+            record("idm", preset="equal"),
+            record("patchddm", preset="equal"),
+            record("unet", preset="equal", status="oom", error="out of memory", **empty),
+            record(evil, preset="equal"),
+        ],
+    )
+    write_reports([paper_run.folder, other.folder], folder / "out")
+    return folder / "out"

@@ -12,9 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from bench.report import write_reports
-from tests.bench.report.runs import full_run, record, write_run
-
 FLAGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
@@ -50,20 +47,8 @@ def browser() -> Iterator:
 
 
 @pytest.fixture(scope="module")
-def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two groups, one method that failed, and a name that is an attack."""
-    folder = tmp_path_factory.mktemp("browser")
-    run = full_run(folder / "20260101T000000Z-paper", repeats=3)
-    empty = dict.fromkeys(("peak_memory_bytes", "peak_allocated_bytes", "step_time_median_s"), None)
-    evil = "<img src=x onerror=\"document.title='owned'\">"
-    other = write_run(
-        folder / "other",
-        [record("idm", preset="equal"), record("patchddm", preset="equal"),
-         record("unet", preset="equal", status="oom", error="out of memory", **empty),
-         record(evil, preset="equal")],
-    )  # fmt: skip
-    write_reports([run.folder, other.folder], folder / "out")
-    return folder / "out" / "report.html"
+def page(two_groups: Path) -> Path:
+    return two_groups / "report.html"
 
 
 def open_at(browser, page: Path, width: int, dark: bool = False) -> None:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from bench.cli import main
+
 ROOT = Path(__file__).parents[3]
 
 
@@ -39,16 +41,21 @@ def test_report_writes_into_the_folder_of_the_run(paper_run, report: Path, tmp_p
         (["compare", "nowhere", "nowhere"], "runs.csv: missing"),
     ],
 )
-def test_mistakes_are_a_line_and_status_2(arguments, word):
-    process = bench(*arguments)
-    assert process.returncode == 2
-    assert word in process.stderr
-    assert process.stderr.count("\n") == 1
+def test_mistakes_are_a_line_and_status_2(arguments, word, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["bench", *arguments])
+    assert main() == 2
+    shown = capsys.readouterr().err
+    assert word in shown
+    assert shown.count("\n") == 1
 
 
-def test_a_folder_that_cannot_be_written_is_a_line_and_status_2(equal_run, tmp_path: Path):
+def test_a_folder_that_cannot_be_written_is_a_line_and_status_2(
+    equal_run, tmp_path: Path, monkeypatch, capsys
+):
     (tmp_path / "file").write_text("")
-    process = bench("report", equal_run.folder, "--out", tmp_path / "file")
-    assert process.returncode == 2
-    assert process.stderr.startswith("error: --out")
-    assert process.stderr.count("\n") == 1
+    out = str(tmp_path / "file")
+    monkeypatch.setattr(sys, "argv", ["bench", "report", str(equal_run.folder), "--out", out])
+    assert main() == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith("error: --out")
+    assert shown.count("\n") == 1

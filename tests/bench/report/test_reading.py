@@ -177,8 +177,8 @@ def test_a_run_where_all_failed_says_why_everywhere(tmp_path: Path):
     assert "not measurable on this machine" in claims
 
 
-def test_files_of_several_groups_do_not_overwrite_each_other(paper_run, equal_run, tmp_path: Path):
-    paths = write_reports([paper_run.folder, equal_run.folder], tmp_path)
-    assert len(paths) == len(set(paths))
-    assert {"peak_memory-paper.png", "peak_memory-equal-predicted.pdf"} <= {p.name for p in paths}
-    assert all(path.is_file() for path in paths)
+def test_files_of_several_groups_do_not_overwrite_each_other(two_groups: Path):
+    names = {path.name for path in two_groups.iterdir()}
+    for figure in ("peak_memory", "energy_per_parameter", "temperature", "frontier"):
+        for preset in ("paper", "equal"):
+            assert {f"{figure}-{preset}.png", f"{figure}-{preset}.pdf"} <= names
