@@ -3,10 +3,10 @@
 PYTHON ?= python3
 VENV ?= .venv
 RUN = $(VENV)/bin/python
-EXTRAS ?= test,lint
+EXTRAS ?= test,lint,browser
 BENCH ?= --models idm patchddm checkpoint --minutes 2
 
-.PHONY: bench test lint benchmarks clean
+.PHONY: bench test lint benchmarks reference clean
 
 bench: $(VENV)/installed
 	$(RUN) run_bench.py $(BENCH)
