@@ -125,6 +125,8 @@ class FitCommand:
     overrides: Annotated[Overrides, tyro.conf.OmitArgPrefixes] = field(default_factory=Overrides)
     margin: str = "1GiB"
     """Kept free for what is not modelled: the CUDA context, cuDNN's workspaces."""
+    out: Path = Path("results/fit")
+    """Folder for fit.csv."""
 
     def execute(self, console: Console) -> int:
         from bench.fit import run_fit

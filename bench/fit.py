@@ -1,8 +1,9 @@
 """The command `fit`: the largest batch and the largest volume that train in so much memory."""
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 
+import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
@@ -11,7 +12,7 @@ from bench.errors import UserError
 from bench.gpus import find_gpu
 from bench.methods import METHODS, find_methods
 from bench.predict import Prediction, predict_method
-from bench.predictions import NOT_MODELLED
+from bench.predictions import NOT_MODELLED, make_folder
 from bench.presets import Overrides, Workload
 from bench.processes import in_processes
 from bench.search import largest_that_fits
@@ -64,9 +65,14 @@ def run_fit(command: FitCommand, console: Console) -> int:
     ]
     for question in questions:  # whatever is wrong with it is said before the long part
         METHODS[question.method].workload(command.preset, command.overrides)
+    make_folder(command.out)
     with console.status("Predicting"):
         fits = list(in_processes(answer, questions))
     console.print(_table(fits, memory, margin))
+    path = command.out / "fit.csv"
+    pd.DataFrame([{"memory_bytes": memory, **asdict(fit)} for fit in fits]).to_csv(
+        path, index=False
+    )
     for line in what_fits_instead(fits):
         console.print(line, highlight=False, markup=False)
     console.print(
@@ -76,6 +82,7 @@ def run_fit(command: FitCommand, console: Console) -> int:
         highlight=False,
         markup=False,
     )
+    console.print(f"  {path}", highlight=False, markup=False)
     return 0 if any(fit.batch_size for fit in fits) else 1
 
 
@@ -104,17 +111,26 @@ def answer(question: Question) -> Fit:
         side = replace(overrides, volume=count * multiple, batch_size=1)
         return method.workload(preset, side)
 
+    def cube_needs(count: int) -> int:
+        try:
+            return needs(cube_of(count))
+        except ValueError:  # a norm over a single voxel, say: the cube is too small, not too large
+            return 0
+
     batch = largest_that_fits(
         lambda size: needs(batch_of(size)), question.limit, start=work.batch_size
     )
     count = largest_that_fits(
-        lambda count: needs(cube_of(count)),
+        cube_needs,
         question.limit,
         start=work.volume // multiple,
         power=3,
         most=2048 // multiple,
     )
-    batch_work, cube_work = batch_of(max(1, batch)), cube_of(max(1, count))
+    if not count or not cube_needs(count):
+        count = 0
+    smallest = next(n for n in range(1, 2048) if cube_needs(n))
+    batch_work, cube_work = batch_of(max(1, batch)), cube_of(max(smallest, count))
     return Fit(
         question.method,
         work.volume,

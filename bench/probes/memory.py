@@ -227,7 +227,7 @@ class AllocatorProbe:
         log = [event for event in result.events() if event.name() == "[memory]"]
         allocated = highest = 0
         for event in sorted(log, key=lambda event: event.start_ns()):
-            allocated += event.nbytes()
+            allocated += event.nbytes()  # type: ignore[attr-defined]
             highest = max(highest, allocated)
         return highest
 

@@ -52,7 +52,10 @@ def _draw(
             x, y, "o", markersize=3.5, color=colour, linestyle=DASHES[style % len(DASHES)],
             linewidth=1.4, label=slope.method,
         )  # fmt: skip
-        ends.append((y.iloc[-1], x.iloc[-1], f"{show_size(slope.peak)} a {unit}", colour))
+        text = f"{show_size(slope.peak)} a {unit}"
+        if axis == "couplings":  # is it depth that is stored, or only more weights?
+            text += f",\n{show_size(slope.stored)} of it stored"
+        ends.append((y.iloc[-1], x.iloc[-1], text, colour))
     axes.set_xlabel(label)
     axes.set_ylim(bottom=0)
     axes.set_xlim(left=0)
@@ -66,8 +69,14 @@ def _label_ends(axes: Axes, ends: list[tuple[float, float, str, str]]) -> None:
     if not ends:
         return
     gap = 0.055 * axes.get_ylim()[1]
+    furthest = max(x for _, x, _, _ in ends)
     at = float("-inf")
     for y, x, text, colour in sorted(ends):
+        if x < furthest:  # ends amid the other lines: written where none is
+            axes.text(
+                0.03, 0.97, text, transform=axes.transAxes, fontsize=7, color=colour, va="top"
+            )
+            continue
         at = max(y, at + gap)
         axes.annotate(
             text, (x, y), xytext=(x + 0.04 * axes.get_xlim()[1], at), fontsize=7, color=colour,

@@ -1,6 +1,8 @@
 """Predictions are measurements: the same allocations, in the same order, to the byte."""
 
+import re
 import warnings
+from pathlib import Path
 from unittest import mock
 
 import pytest
@@ -262,3 +264,14 @@ def test_misuse_is_refused():
         predict(network, batch)
     with pytest.raises(TypeError, match="batch_size"):
         predict(network, batch, optimizer, batch_size=3)
+
+
+def test_the_five_lines_of_the_page(capsys):
+    """docs/predict.md shows them; they are run as they stand there."""
+    page = (Path(__file__).parents[2] / "docs" / "predict.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    lines = [line for line in code.splitlines() if line and not line.startswith("import torch")]
+    exec(code, {})
+
+    assert len(lines) == 5
+    assert capsys.readouterr().out.startswith("peak 0.00")
