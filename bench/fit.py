@@ -129,8 +129,8 @@ def answer(question: Question) -> Fit:
     )
     if not count or not cube_needs(count):
         count = 0
-    smallest = next(n for n in range(1, 2048) if cube_needs(n))
-    batch_work, cube_work = batch_of(max(1, batch)), cube_of(max(smallest, count))
+    shown = count or next(n for n in range(1, 2048) if cube_needs(n))
+    batch_work, cube_work = batch_of(max(1, batch)), cube_of(shown)
     return Fit(
         question.method,
         work.volume,

@@ -8,7 +8,7 @@ training step: forward, backward, recomputation, inversion, a multiply-add as tw
 import math
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 from unittest import mock
 
 import torch
@@ -66,8 +66,7 @@ def flops_of(func: Any, args: tuple, kwargs: dict[str, Any], out: Any) -> int:
     """FLOPs of one dispatched operator, a multiply-add as two; 0 for what is not a product."""
     packet = func._overloadpacket
     if packet in flop_registry:
-        count: Any = flop_registry[packet]
-        return count(*args, **kwargs, out_val=out)
+        return cast(Any, flop_registry[packet])(*args, **kwargs, out_val=out)
     if packet in _CPU_ATTENTION:
         return _CPU_ATTENTION[packet](*args, **kwargs)
     return 0
