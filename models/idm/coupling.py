@@ -118,11 +118,13 @@ class GroupNorm(nn.GroupNorm):
 
 
 class ConvolutionBlock(nn.Module):
-    """F: convolution, LeakyReLU, GroupNorm, convolution; starts as the zero map.
+    """F: convolution, ELU, GroupNorm, convolution; starts as the zero map.
 
     The activation comes before the norm and works in place: it needs its output only, which is
     the very tensor that the norm keeps. Two tensors of the size of the input are alive in the
-    backward pass instead of three.
+    backward pass instead of three. It is an ELU because its slope has no jump: a rebuilt input that
+    rounding moves across the kink of a LeakyReLU gets the other slope, which left gradients 1e-4
+    to 5e-4 apart in float32, and leaves them 1e-6 apart now.
 
     Args:
         channels: C/2, of input and output.
@@ -139,7 +141,7 @@ class ConvolutionBlock(nn.Module):
         convolution = CONVOLUTIONS[dims]
         self.first = convolution(channels, channels, 3, padding=1, bias=False)
         self.shift = nn.Linear(embedding, channels) if embedding else None
-        self.activation = nn.LeakyReLU(inplace=True)
+        self.activation = nn.ELU(inplace=True)
         self.norm = GroupNorm(math.gcd(8, channels // 4 or 1), channels)
         self.second = convolution(channels, channels, 3, padding=1, bias=False)
         nn.init.zeros_(self.second.weight)

@@ -54,12 +54,16 @@ def test_gradcheck():
     assert torch.autograd.gradcheck(net.inverse, x)
 
 
+@pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("lambda_r", [0.0, 0.5])
-def test_float32_at_the_depth_of_paper(lambda_r):
+def test_float32_at_the_depth_of_paper(lambda_r, seed):
+    """The bound is 1e-4; smooth activations leave 4e-7. (With a kink, as LeakyReLU has, inputs that
+    are rebuilt on its other side change their slope: that alone gave 1e-4 to 5e-4.)"""
+    torch.manual_seed(seed)
     net = perturbed(IDM(channels=SIX_LEVELS), 0.02)
     x, t = batch(1, 1, 32, 32, 32)
     ours = gradients(net, x, t, lambda_r)
-    assert error(ours, gradients(stored_copy(net), x, t, lambda_r)) <= 1e-4
+    assert error(ours, gradients(stored_copy(net), x, t, lambda_r)) <= 1e-5
 
 
 def test_bfloat16_autocast_is_no_worse_than_twice_stored():
