@@ -21,7 +21,7 @@ from bench.probes import Columns
 _ATTENTION = "aten::scaled_dot_product_attention"
 
 # torch registers the attention kernels of CUDA only; the CPU's own does the same products.
-_CPU_ATTENTION = {
+_CPU_ATTENTION: dict[Any, Callable[..., int]] = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: (
         lambda query, key, value, *_, **__: sdpa_flop_count(query.shape, key.shape, value.shape)
     ),

@@ -55,7 +55,7 @@ def _draw(
         text = f"{show_size(slope.peak)} a {unit}"
         if axis == "couplings":  # is it depth that is stored, or only more weights?
             text += f",\n{show_size(slope.stored)} of it stored"
-        ends.append((y.iloc[-1], x.iloc[-1], text, colour))
+        ends.append((y.iloc[-1], x.iloc[-1], text, colour, slope.method))
     axes.set_xlabel(label)
     axes.set_ylim(bottom=0)
     axes.set_xlim(left=0)
@@ -64,18 +64,19 @@ def _draw(
     _label_ends(axes, ends)
 
 
-def _label_ends(axes: Axes, ends: list[tuple[float, float, str, str]]) -> None:
+def _label_ends(axes: Axes, ends: list[tuple[float, float, str, str, str]]) -> None:
     """The slope of each line at its end, moved apart where lines end close together."""
     if not ends:
         return
     gap = 0.055 * axes.get_ylim()[1]
-    furthest = max(x for _, x, _, _ in ends)
+    furthest = max(x for _, x, *_ in ends)
     at = float("-inf")
-    for y, x, text, colour in sorted(ends):
-        if x < furthest:  # ends amid the other lines: written where none is
+    for y, x, text, colour, method in sorted(ends):
+        if x < furthest:  # ends amid the other lines: written where none is, with its name
             axes.text(
-                0.03, 0.97, text, transform=axes.transAxes, fontsize=7, color=colour, va="top"
-            )
+                0.03, 0.97, f"{method}: {text}", transform=axes.transAxes, fontsize=7, color=colour,
+                va="top",
+            )  # fmt: skip
             continue
         at = max(y, at + gap)
         axes.annotate(
