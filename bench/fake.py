@@ -86,10 +86,20 @@ class FaithfulFakeMode(FakeTensorMode):
 
 
 @contextmanager
+def without_collector() -> Iterator[None]:
+    """A fifth faster, imports included, and no number depends on when cycles are collected."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()
+
+
+@contextmanager
 def faking(mode: FakeTensorMode) -> Iterator[None]:
     """Enter `mode` for a whole step."""
-    collecting = gc.isenabled()
-    gc.disable()  # a fifth faster, and no number depends on when cycles would be collected
     # PyTorch takes its `_foreach_` kernels, whose temporaries differ, for types that it knows.
     lists = (_foreach_utils._foreach_supported_types, optimizer._foreach_supported_types)
     for types in lists:
@@ -100,5 +110,3 @@ def faking(mode: FakeTensorMode) -> Iterator[None]:
     finally:
         for types in lists:
             types.remove(FakeTensor)
-        if collecting:
-            gc.enable()

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeCopyMode
 
 from bench.allocator import Block, CachingAllocator, OutOfMemory, Pool
-from bench.fake import FaithfulFakeMode, faking
+from bench.fake import FaithfulFakeMode, faking, without_collector
 from bench.presets import Overrides, Workload
 from bench.probes import Columns
 from bench.probes.flops import dispatched_forward_flops
@@ -166,7 +166,7 @@ def predict_method(
 
     Without `count_forward` there are no `flops_forward`, and a tenth of the time is saved.
     """
-    with faking(FaithfulFakeMode()):
+    with without_collector(), faking(FaithfulFakeMode()):
         network = method.build(work)
         step = TrainingStep(network, work, training)
         make_state(step.optimizer)
@@ -265,7 +265,7 @@ def _predict_own(
     mode = FaithfulFakeMode(allow_non_fake_inputs=True)
     with FakeCopyMode(mode):  # at once, so that the optimizer's parameters are the network's
         network, batch, optimizer = copy.deepcopy((network, batch, optimizer))
-    with faking(mode):
+    with without_collector(), faking(mode):
         step = _OwnStep(network, optimizer, loss)
         step(batch)
         inputs = list(tensors_in(batch))

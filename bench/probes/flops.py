@@ -66,7 +66,8 @@ def flops_of(func: Any, args: tuple, kwargs: dict[str, Any], out: Any) -> int:
     """FLOPs of one dispatched operator, a multiply-add as two; 0 for what is not a product."""
     packet = func._overloadpacket
     if packet in flop_registry:
-        return cast(Any, flop_registry[packet])(*args, **kwargs, out_val=out)
+        count = cast(Any, flop_registry)[packet]
+        return count(*args, **kwargs, out_val=out)
     if packet in _CPU_ATTENTION:
         return _CPU_ATTENTION[packet](*args, **kwargs)
     return 0
