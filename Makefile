@@ -6,13 +6,17 @@ RUN = $(VENV)/bin/python
 EXTRAS ?= test,lint,browser
 BENCH ?= --models idm patchddm checkpoint --minutes 2
 
-.PHONY: bench test lint benchmarks reference clean
+.PHONY: bench test test-slow lint benchmarks reference clean
 
 bench: $(VENV)/installed
 	$(RUN) run_bench.py $(BENCH)
 
 test: $(VENV)/installed
 	$(RUN) -m pytest
+
+# What `make test` leaves out to stay below five minutes.
+test-slow: $(VENV)/installed
+	$(RUN) -m pytest -m slow
 
 lint: $(VENV)/installed
 	$(VENV)/bin/ruff check .

@@ -14,6 +14,8 @@ from bench.presets import Overrides
 from bench.search import largest_that_fits
 from bench.sizes import GIB, parse_size, show_size
 
+pytestmark = pytest.mark.slow
+
 NARROW = Overrides(channels=(16, 32))
 """Two levels: a prediction takes a fraction of a second."""
 

@@ -13,6 +13,8 @@ from bench.runner import run_trials
 from bench.training import Window
 from tests.bench.trials import Watcher, new_run, tiny_plan
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 PROBES = ("energy", "temperature", "host")
 CARD = """epoch {epoch}

@@ -90,6 +90,7 @@ def test_the_timeline_is_the_prediction():
     assert timeline.peak_at in kept
 
 
+@pytest.mark.slow
 def test_scale_fits_slopes_to_its_own_points(bench, tmp_path):
     status, _, _ = bench("scale", "--models", "idm", "--channels", "16", "32", "--out", tmp_path)
     points, slopes = (pd.read_csv(tmp_path / name) for name in ("scale.csv", "scale_slopes.csv"))

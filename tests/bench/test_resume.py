@@ -26,6 +26,8 @@ from bench.results import Record, Run, Sample, Step
 from bench.training import Window
 from tests.bench.trials import new_run, tiny_plan
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 KILLS = int(os.environ.get("BENCH_KILLS", "1"))
 

@@ -209,6 +209,7 @@ def test_a_log_is_not_garbled(finished):
     assert output.count("temperature sensor") <= 1  # said once, not for each trial
 
 
+@pytest.mark.slow
 def test_one_bad_trial_does_not_stop_the_others(tmp_path: Path):
     # PatchDDM normalises in as many groups as the first level has channels: 16 do not divide 24.
     process = run_bench(

@@ -24,6 +24,8 @@ from bench.runner import run_trials
 from bench.training import Training
 from tests.bench.trials import FOREVER, Watcher, new_run, tiny_plan, volumes, workers
 
+pytestmark = pytest.mark.slow
+
 KILLS = int(os.environ.get("BENCH_KILLS", "3"))
 LATEST_S = 5.0
 """By then a worker has loaded PyTorch and is in its window, also on a busy machine."""
