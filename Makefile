@@ -28,6 +28,20 @@ benchmarks: $(VENV)/installed
 	$(VENV)/bin/pip install -q -c constraints.txt -e ".[$(EXTRAS),peers]"
 	$(RUN) -m pytest tests/benchmarks -o addopts="-q -s" --benchmark-columns=median,rounds
 
+# The committed reference results, about an hour and a half on two idle cores.
+REFERENCE = results/reference
+reference: $(VENV)/installed
+	rm -rf $(REFERENCE)
+	$(RUN) run_bench.py --preset small --minutes 2 --repeats 3 --out $(REFERENCE) \
+	    --models unet checkpoint patchddm idm idm-lean idm-stored
+	$(RUN) -m bench predict --preset paper --timeline --out $(REFERENCE)/paper
+	$(RUN) -m bench predict --preset equal --timeline --out $(REFERENCE)/equal
+	$(RUN) -m bench predict --preset full-volume --out $(REFERENCE)/full-volume
+	$(RUN) -m bench scale --out $(REFERENCE)/scale
+	for size in 8 16 24 40 80; do \
+	    $(RUN) -m bench fit --memory $${size}GiB --out $(REFERENCE)/fit-$$size || true; done
+	$(RUN) -m bench report $(REFERENCE)/*/ --out $(REFERENCE)
+
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install -q -c constraints.txt -e ".[$(EXTRAS)]"

@@ -20,7 +20,7 @@ from bench.methods import METHODS, find_methods
 from bench.predict import Prediction, describe, predict_method
 from bench.presets import PRESETS, Workload
 from bench.probes.memory import Part
-from bench.processes import in_processes
+from bench.parallel import in_processes
 from bench.results import Run
 
 GATED_PRESETS = ("small", "paper", "equal")

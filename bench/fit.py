@@ -14,7 +14,7 @@ from bench.methods import METHODS, find_methods
 from bench.predict import Prediction, predict_method
 from bench.predictions import NOT_MODELLED, make_folder
 from bench.presets import Overrides, Workload
-from bench.processes import in_processes
+from bench.parallel import in_processes
 from bench.search import largest_that_fits
 from bench.sizes import parse_size, show_size
 

@@ -15,7 +15,7 @@ from bench.methods import METHODS, find_methods
 from bench.predict import predict_method
 from bench.predictions import make_folder
 from bench.presets import Overrides, Workload
-from bench.processes import in_processes
+from bench.parallel import in_processes
 from bench.sizes import show_size
 
 AXES = {
