@@ -17,10 +17,10 @@ from rich.console import Console
 from bench.cli import CheckCommand
 from bench.errors import UserError
 from bench.methods import METHODS, find_methods
+from bench.parallel import in_processes
 from bench.predict import Prediction, describe, predict_method
 from bench.presets import PRESETS, Workload
 from bench.probes.memory import Part
-from bench.parallel import in_processes
 from bench.results import Run
 
 GATED_PRESETS = ("small", "paper", "equal")

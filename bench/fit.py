@@ -11,10 +11,10 @@ from bench.cli import FitCommand
 from bench.errors import UserError
 from bench.gpus import find_gpu
 from bench.methods import METHODS, find_methods
+from bench.parallel import in_processes
 from bench.predict import Prediction, predict_method
 from bench.predictions import NOT_MODELLED, make_folder
 from bench.presets import Overrides, Workload
-from bench.parallel import in_processes
 from bench.search import largest_that_fits
 from bench.sizes import parse_size, show_size
 

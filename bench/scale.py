@@ -12,10 +12,10 @@ from rich.table import Table
 from bench.cli import ScaleCommand
 from bench.errors import UserError
 from bench.methods import METHODS, find_methods
+from bench.parallel import in_processes
 from bench.predict import predict_method
 from bench.predictions import make_folder
 from bench.presets import Overrides, Workload
-from bench.parallel import in_processes
 from bench.sizes import show_size
 
 AXES = {
