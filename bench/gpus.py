@@ -1,7 +1,7 @@
 """Memory of common cards, for `fit --gpu`.
 
-Card makers write GB for 2³⁰ bytes of installed memory. Driver and firmware keep some of it, which the
-margin of `fit` has to cover.
+Card makers write GB for 2³⁰ bytes of installed memory. Driver and firmware keep some of it,
+which the margin of `fit` has to cover.
 """
 
 from dataclasses import dataclass
