@@ -1,32 +1,19 @@
-"""One trial: its plan, its process, its record.
+"""One trial: its plan, what its process does (`bench/worker.py`), its record."""
 
-A trial runs in a fresh Python process (`python -m bench.trial`), so that no allocator, cache or
-crash of one method reaches another. The plan comes in as JSON on standard input; what is measured
-goes out as JSON lines the moment it exists, so that a trial that dies leaves all it had measured.
-"""
-
-import errno
-import json
-import os
 import random
-import signal
 import statistics
 import sys
-import threading
-import traceback
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from bench.data import load
-from bench.errors import last_line
 from bench.methods import METHODS
-from bench.plain import from_plain
 from bench.presets import Workload
 from bench.probes import Columns, Probe, SampledProbe, add_columns
 from bench.probes.energy import EnergyProbe, co2_kg, open_meter
@@ -36,8 +23,9 @@ from bench.probes.memory import AllocatorProbe, MemoryProbe
 from bench.probes.nvml import Card, CardProbe, CardUnavailable
 from bench.probes.sampling import percentile_95, sampling
 from bench.probes.temperature import open_thermometer
-from bench.process import die_with_parent, limit_memory, offer_to_the_oom_killer
+from bench.process import limit_memory
 from bench.training import StepTime, Training, TrainingStep, Window
+from bench.worker import Events, serve
 
 PROBES = ("memory", "flops", "energy", "temperature", "host")
 
@@ -66,37 +54,11 @@ class Plan:
     card: str | None = None
     """NVIDIA card to measure, by NVML's index, UUID or MIG id; None: the one that is `device`."""
 
-    def to_json(self) -> str:
-        return json.dumps(asdict(self))
-
-    @classmethod
-    def from_json(cls, text: str) -> "Plan":
-        """Raises ValueError for what is not a plan."""
-        return from_plain(cls, json.loads(text))
-
-
-@dataclass
-class Events:
-    """What a trial tells its parent, a JSON object a line."""
-
-    stream: TextIO
-    _lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def send(self, kind: str, **values: Any) -> None:
-        """Raises BrokenPipeError when the parent is gone."""
-        with self._lock:  # the sampling thread and the training loop both speak
-            self.stream.write(json.dumps({"event": kind, **values}) + "\n")
-            self.stream.flush()
-
-    def stage(self, name: str) -> None:
-        self.send("stage", name=name)
-
-    def columns(self, columns: Columns) -> None:
-        self.send("columns", columns=columns)
-
 
 def run(plan: Plan, events: Events, should_stop: Any = lambda: False) -> None:
     """Carry out a plan. Raises what the training raises."""
+    if plan.memory_limit is not None:
+        limit_memory(plan.memory_limit)
     device = torch.device(plan.device)
     events.columns(planned_columns(plan) | {"device_name": device_name(device)})
     events.stage("building the network")
@@ -256,39 +218,5 @@ def energy_columns(columns: Columns, network: torch.nn.Module, plan: Plan) -> Co
     }
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether this is how the device, or the machine, says that memory is gone."""
-    if isinstance(error, OSError):
-        return error.errno == errno.ENOMEM
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
-        isinstance(error, RuntimeError)
-        and any(text in str(error) for text in ("can't allocate memory", "bad_alloc"))
-    )
-
-
-def main() -> int:
-    """The trial's process: plan on standard input, events on the file descriptor argv[1]."""
-    die_with_parent()
-    interrupted = threading.Event()
-    signal.signal(signal.SIGINT, lambda *_: interrupted.set())
-    events = Events(os.fdopen(int(sys.argv[1]), "w"))
-    try:
-        events.stage("starting")  # from here on the parent may pass an interrupt on
-        offer_to_the_oom_killer()
-        plan = Plan.from_json(sys.stdin.read())
-        if plan.memory_limit is not None:
-            limit_memory(plan.memory_limit)
-        run(plan, events, interrupted.is_set)
-        events.send("end", status="interrupted" if interrupted.is_set() else "ok", error=None)
-        return 0
-    except BrokenPipeError:  # the parent is gone: nobody would keep what follows
-        os._exit(1)
-    except Exception as error:
-        traceback.print_exc()  # for the trial's log
-        status = "oom" if is_out_of_memory(error) else "failed"
-        events.send("end", status=status, error=last_line(error))
-        return 1
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(serve(Plan, run))

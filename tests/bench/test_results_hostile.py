@@ -6,6 +6,7 @@ import pickle
 import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from bench.errors import UserError
+from bench.plain import from_plain
 from bench.results import (
     MOST_CSV_BYTES,
     TABLES,
@@ -145,15 +147,15 @@ def test_plans(changes):
         "work": {"volume": 8, "patch": 8, "batch_size": 1, "channels": [4], "couplings": 1,
                  "precision": "fp32"},
     }  # fmt: skip
-    assert Plan.from_json(json.dumps(plan)).method == "idm"
+    assert from_plain(Plan, plan).method == "idm"
     made, line = None, ""
     try:
-        made = Plan.from_json(json.dumps(plan | changes))
+        made = from_plain(Plan, plan | changes)
     except ValueError as refusal:
         line = str(refusal)
     assert "\n" not in line
     if made is not None:
-        assert Plan.from_json(made.to_json()) == made
+        assert from_plain(Plan, json.loads(json.dumps(asdict(made)))) == made
         assert not set(changes) & {"surprise", "__class__"}
 
 

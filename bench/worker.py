@@ -1,0 +1,251 @@
+"""A piece of work in a process of its own: how it is started, watched and ended, from both sides.
+
+A fresh interpreter runs `python -m MODULE`, so that no allocator, cache or crash of one method
+reaches another. Its plan comes in as JSON on standard input; what it finds goes out as JSON lines
+the moment it exists, so that a process that dies leaves all that it had found.
+
+The parent:
+
+    worker = Worker.start("bench.trial", log)     # it may load its modules while nobody waits
+    worker.give(plan)
+    outcome = worker.follow(handle, interrupt)
+
+The child's module ends with `sys.exit(serve(Plan, run))`.
+"""
+
+import errno
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, TextIO, TypeVar
+
+from bench.errors import UserError, last_line
+from bench.plain import from_plain
+from bench.process import die_with_parent, offer_to_the_oom_killer
+
+Plan = TypeVar("Plan")
+
+_POLL_S = 0.25  # how soon an interrupt or a time-out is noticed
+_START_S = 180.0  # how long an interpreter may take to load PyTorch from a cold disk
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a worker's process ended."""
+
+    returncode: int
+    timed_out: bool = False
+    stopped: bool = False
+    """By a second interrupt."""
+    oom_killed: bool = False
+    """The kernel ended a process for want of memory meanwhile, and this one died."""
+
+    def reason(self, timeout: float | None) -> tuple[str, str]:
+        """Status and error of a worker that ended without a word."""
+        if self.timed_out:
+            return "timeout", f"no step finished for {timeout:g} s (--timeout)"
+        if self.stopped:
+            return "interrupted", "stopped by a second interrupt"
+        if self.oom_killed:
+            return "oom", "the machine ran out of memory and its kernel ended the trial"
+        if self.returncode < 0:
+            name = signal.Signals(-self.returncode).name
+            return "failed", f"the trial's process was ended by {name}"
+        return "failed", f"the trial's process ended with status {self.returncode}; see logs/"
+
+
+class Interrupt:
+    """Counts Ctrl-C while it is entered: once, finish the step and keep it; twice, stop now."""
+
+    def __init__(self, notice: Callable[[int], None]) -> None:
+        self.count = 0
+        self._notice = notice
+
+    def __enter__(self) -> "Interrupt":
+        self._previous = signal.signal(signal.SIGINT, self._handle)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        signal.signal(signal.SIGINT, self._previous)
+
+    def _handle(self, *_: object) -> None:
+        self.count += 1
+        self._notice(self.count)
+
+
+class Worker:
+    """The parent's end of a process."""
+
+    def __init__(self, process: subprocess.Popen[str], events: int) -> None:
+        self.process = process
+        self._events = events  # the end of the pipe that we read
+        self._kills_before = _oom_kills()
+
+    @classmethod
+    def start(cls, module: str, log: Path) -> "Worker":
+        """A fresh interpreter that loads `module` and waits for its plan.
+
+        Raises UserError where `log`, which gets all that it prints, cannot be written.
+        """
+        try:
+            log.parent.mkdir(exist_ok=True)
+            output = log.open("w")
+        except OSError as error:
+            raise UserError(f"{log}: cannot be written ({error.strerror})") from None
+        read_end, write_end = os.pipe()
+        root = str(Path(__file__).parent.parent)
+        paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
+        with output:
+            process = subprocess.Popen(
+                [sys.executable, "-m", module, str(write_end)],
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=output,
+                text=True,
+                pass_fds=(write_end,),
+                start_new_session=True,  # Ctrl-C is ours to pass on
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+            )
+        os.close(write_end)
+        return cls(process, read_end)
+
+    def give(self, plan: Any) -> None:
+        """Hand over the plan, a dataclass of JSON values."""
+        assert self.process.stdin is not None
+        try:
+            with self.process.stdin as stdin:
+                stdin.write(json.dumps(asdict(plan)))
+        except BrokenPipeError:
+            pass  # it died at once; its return code says so
+
+    def follow(
+        self,
+        handle: Callable[[dict[str, Any]], None],
+        interrupt: Interrupt,
+        timeout: float | None = None,
+    ) -> Outcome:
+        """Pass its events on until it ends, or is made to end.
+
+        Args:
+            timeout: seconds without an event other than `sample` after which it is given up.
+        """
+        is_up = passed_on = timed_out = stopped = False
+        last_progress = time.monotonic()
+        buffer = b""
+        try:
+            while True:
+                # Before its first event, an interrupt would end it instead of being noted.
+                if interrupt.count >= 1 and is_up and not passed_on:
+                    self.process.send_signal(signal.SIGINT)
+                    passed_on = True
+                stopped = stopped or interrupt.count >= 2
+                if timeout is not None:
+                    patience = timeout if is_up else max(timeout, _START_S)
+                    timed_out = timed_out or time.monotonic() - last_progress > patience
+                if stopped or timed_out:
+                    self.process.kill()
+                if not select.select([self._events], [], [], _POLL_S)[0]:
+                    continue
+                chunk = os.read(self._events, 1 << 16)
+                if not chunk:
+                    break
+                *lines, buffer = (buffer + chunk).split(b"\n")
+                for line in lines:
+                    is_up = True
+                    event = json.loads(line)
+                    if event["event"] != "sample":  # samples come also from a step that hangs
+                        last_progress = time.monotonic()
+                    handle(event)
+        finally:
+            os.close(self._events)
+            if sys.exc_info()[0] is not None:  # our own failure (a full disk) ends it too
+                self.process.kill()
+            self.process.wait()
+        return Outcome(
+            self.process.returncode, timed_out, stopped, _oom_kills() > self._kills_before
+        )
+
+    def discard(self) -> None:
+        """End a worker that was never given a plan."""
+        self.process.kill()
+        self.process.communicate()
+        os.close(self._events)
+
+
+@dataclass
+class Events:
+    """What a worker tells its parent, a JSON object a line."""
+
+    stream: TextIO
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def send(self, kind: str, **values: Any) -> None:
+        """Raises BrokenPipeError when the parent is gone."""
+        with self._lock:  # the sampling thread and the training loop both speak
+            self.stream.write(json.dumps({"event": kind, **values}) + "\n")
+            self.stream.flush()
+
+    def stage(self, name: str) -> None:
+        self.send("stage", name=name)
+
+    def columns(self, columns: dict[str, Any]) -> None:
+        self.send("columns", columns=columns)
+
+
+def serve(kind: type[Plan], run: Callable[[Plan, Events, Callable[[], bool]], None]) -> int:
+    """A worker's process: a plan on standard input, events on the file descriptor argv[1].
+
+    Args:
+        kind: the dataclass that the plan is.
+        run: carries it out; asks its third argument whether it was interrupted.
+
+    Returns:
+        Exit status. The last event, `end`, has the `status` and `error` of a record.
+    """
+    die_with_parent()
+    interrupted = threading.Event()
+    signal.signal(signal.SIGINT, lambda *_: interrupted.set())
+    events = Events(os.fdopen(int(sys.argv[1]), "w"))
+    try:
+        events.stage("starting")  # from here on the parent may pass an interrupt on
+        offer_to_the_oom_killer()
+        run(from_plain(kind, json.loads(sys.stdin.read())), events, interrupted.is_set)
+        events.send("end", status="interrupted" if interrupted.is_set() else "ok", error=None)
+        return 0
+    except BrokenPipeError:  # the parent is gone: nobody would keep what follows
+        os._exit(1)
+    except Exception as error:
+        traceback.print_exc()  # for the log
+        status = "oom" if is_out_of_memory(error) else "failed"
+        events.send("end", status=status, error=last_line(error))
+        return 1
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether this is how the device, or the machine, says that memory is gone."""
+    import torch  # the parent, which also reads this file, does without
+
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
+        isinstance(error, RuntimeError)
+        and any(text in str(error) for text in ("can't allocate memory", "bad_alloc"))
+    )
+
+
+def _oom_kills() -> int:
+    """How many processes the kernel has ended for want of memory since it started (Linux)."""
+    try:
+        lines = Path("/proc/vmstat").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("oom_kill "))
+    except (OSError, StopIteration):
+        return 0
