@@ -4,6 +4,7 @@ What a command does is imported when it runs, so that `--help` and a mistyped fl
 before PyTorch is loaded.
 """
 
+import gc
 import os
 import sys
 from collections.abc import Callable
@@ -243,6 +244,9 @@ def main() -> int:
 
 def _main(execute: Callable[[Console], int]) -> int:
     """Exit status of a command; a person's mistake is one line and status 2."""
+    # PyTorch brings a million objects that stay: looking through them for cycles, while they are
+    # loaded and once more at exit, would take a person's second.
+    gc.set_threshold(100_000)
     try:
         return execute(Console(soft_wrap=not sys.stdout.isatty()))
     except UserError as error:
@@ -251,3 +255,5 @@ def _main(execute: Callable[[Console], int]) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+    finally:
+        gc.freeze()

@@ -36,6 +36,28 @@ _VIEWS = frozenset(
     }
 )
 
+# They write to the first argument, which keeps its shape, and return it.
+_IN_PLACE = frozenset(
+    {
+        torch.ops.aten.abs_.default,
+        torch.ops.aten.add_.Tensor,
+        torch.ops.aten.addcdiv_.default,
+        torch.ops.aten.addcmul_.default,
+        torch.ops.aten.clamp_.default,
+        torch.ops.aten.clamp_min_.default,
+        torch.ops.aten.copy_.default,
+        torch.ops.aten.div_.Tensor,
+        torch.ops.aten.exp2_.default,
+        torch.ops.aten.gt_.Tensor,
+        torch.ops.aten.lerp_.Scalar,
+        torch.ops.aten.log2_.default,
+        torch.ops.aten.mul_.Tensor,
+        torch.ops.aten.pow_.Scalar,
+        torch.ops.aten.sqrt_.default,
+        torch.ops.aten.sub_.Tensor,
+    }
+)
+
 # The kernels of these losses write the loss of every element and reduce it in place: the scalar
 # that they return keeps the storage of all elements for as long as it lives (PyTorch's Loss.cpp,
 # on CPU and CUDA).
@@ -52,8 +74,8 @@ _REDUCED_IN_PLACE = frozenset(
 class FaithfulFakeMode(FakeTensorMode):
     """A `FakeTensorMode` whose storages are as large as those of the real kernels.
 
-    Views, two thirds of all operators, skip what they do not need: a view of a fake tensor is the
-    same view of the meta tensor inside it. So they are five times as fast.
+    The commonest operators skip what they do not need: a view of a fake tensor is the same view of
+    the meta tensor inside it, and what is written in place has no values to be written.
     """
 
     @classmethod
@@ -68,6 +90,8 @@ class FaithfulFakeMode(FakeTensorMode):
             if isinstance(view, Tensor):
                 return FakeTensor(self, view, args[0].fake_device)
             return [FakeTensor(self, piece, args[0].fake_device) for piece in view]
+        if func in _IN_PLACE and not kwargs.keys() - {"alpha", "value"} and self._is_simple(args):
+            return args[0]
         out: Any = self.dispatch(func, types, args, kwargs)
         if func in _REDUCED_IN_PLACE and out.dim() == 0:
             elements = torch.broadcast_shapes(args[0].shape, args[1].shape).numel()
@@ -76,13 +100,27 @@ class FaithfulFakeMode(FakeTensorMode):
 
     def _is_plain(self, args: tuple, kwargs: dict[str, Any]) -> bool:
         """Whether the only tensor is args[0], fake, of this mode, and of no known value."""
-        tensor = args[0] if args else None
-        return (
-            type(tensor) is FakeTensor
-            and tensor.fake_mode is self
-            and tensor.constant is None
-            and not kwargs
-        )
+        return not kwargs and bool(args) and self._is_ours(args[0])
+
+    def _is_simple(self, args: tuple) -> bool:
+        """Whether the tensors among args are ours, on one device, of one shape or single numbers.
+
+        Whatever else it is, PyTorch's own rules are asked, which may refuse it.
+        """
+        first = args[0]
+        if not self._is_ours(first):
+            return False
+        for other in args[1:]:
+            if isinstance(other, Tensor) and not (
+                self._is_ours(other)
+                and other.device == first.device
+                and (other.shape == first.shape or other.dim() == 0)
+            ):
+                return False
+        return True
+
+    def _is_ours(self, tensor: Any) -> bool:
+        return type(tensor) is FakeTensor and tensor.fake_mode is self and tensor.constant is None
 
 
 @contextmanager

@@ -173,9 +173,7 @@ def predict_method(
         shape = (work.batch_size, len(work.modality), *(work.volume,) * 3)
         volumes = torch.empty(shape)
         probe = StepProbe(network, step.optimizer, "cpu", [volumes])
-        probe.start()
-        step(volumes)
-        columns = probe.stop()
+        columns = _watched(step, volumes, probe)
         if count_forward:
             x_t, t, _, keywords = step.noised(volumes)
             columns["flops_forward"] = dispatched_forward_flops(lambda: network(x_t, t, **keywords))
@@ -268,13 +266,20 @@ def _predict_own(
     with without_collector(), faking(mode):
         step = _OwnStep(network, optimizer, loss)
         step(batch)
-        inputs = list(tensors_in(batch))
+        inputs = tensors_in(batch)
         probe = StepProbe(network, optimizer, next(network.parameters()).device, inputs)
-        probe.start()
-        step(batch)
-        columns = probe.stop()
+        columns = _watched(step, batch, probe)
         columns["flops_forward"] = dispatched_forward_flops(lambda: loss(network, batch))
     return _prediction(network, probe, columns)
+
+
+def _watched(step: Callable[[Any], Tensor], batch: Any, probe: StepProbe) -> Columns:
+    probe.start()
+    try:
+        step(batch)
+    finally:  # a step that cannot be must not leave its watcher behind
+        columns = probe.stop()
+    return columns
 
 
 def _prediction(network: nn.Module, probe: StepProbe, columns: Columns) -> Prediction:

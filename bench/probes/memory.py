@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cache
 from typing import Any
 
 import torch
@@ -67,6 +68,10 @@ class MemoryProbe(TorchDispatchMode):
         device: only storages there count.
         others: tensors that live through the step beside those (the batch).
     """
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing is compiled here, and the guard has its price at every operator
 
     def __init__(
         self,
@@ -127,18 +132,26 @@ class MemoryProbe(TorchDispatchMode):
         if func is _WHICH_DEVICE:  # a question, not an operator; only fake tensors are asked
             return args[0].device
         kwargs = kwargs or {}
-        for tensor in tensors_in((args, kwargs)):  # a constant that no one had declared
+        inputs = tensors_in((args, kwargs) if kwargs else args)
+        for tensor in inputs:  # a constant that no one had declared
             self._follow(tensor, Part.OTHER, "")
-        out = self.call(func, args, kwargs)
-        name = str(func)
+        self.about_to_run(func)
+        out = func(*args, **kwargs)
+        outputs = tensors_in(out)
+        self.has_run(func, args, kwargs, out, [*inputs, *outputs])
+        name = operator_name(func)
         self.operators.append(name)
-        for tensor in tensors_in(out):
+        for tensor in outputs:
             self._follow(tensor, Part.ACTIVATION, name)
         return out
 
-    def call(self, func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
-        """Run one operator; for who wants to know more about it (`bench.probes.step`)."""
-        return func(*args, **kwargs)
+    def about_to_run(self, func: Any) -> None:
+        """For who wants to know more about an operator (`bench.probes.step`)."""
+
+    def has_run(
+        self, func: Any, args: tuple, kwargs: dict[str, Any], out: Any, tensors: list[Tensor]
+    ) -> None:
+        """As `about_to_run`; `tensors` are those that it read or wrote."""
 
     def live_bytes(self) -> int:
         """Bytes of the storages that are live now."""
@@ -181,8 +194,9 @@ class MemoryProbe(TorchDispatchMode):
         if entry is not None:
             self.changes.append(Change(entry, -entry.nbytes, len(self.operators)))
 
-    def _mark_gradient(self, gradient: Tensor) -> None:
-        self._mark(gradient, Part.GRADIENT)
+    def _mark_gradient(self, gradient: Tensor | None) -> None:
+        if gradient is not None:  # or a parameter got it within the backward pass of a layer
+            self._mark(gradient, Part.GRADIENT)
 
     def _mark(self, tensor: Tensor, part: Part) -> None:
         for storage in self._storages(tensor):
@@ -239,19 +253,30 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> Iterator[Tensor]:
             yield leaf
 
 
-def tensors_in(value: Any) -> Iterator[Tensor]:
+def tensors_in(value: Any) -> list[Tensor]:
     """The tensors among an operator's arguments or results, which nest lists, tuples and dicts.
 
     Several times faster than a general walk over trees, and there are ten thousands of operators.
     """
     if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, (tuple, list)):
-        for element in value:
-            if isinstance(element, (Tensor, tuple, list, dict)):
-                yield from tensors_in(element)
-    elif isinstance(value, dict):
-        yield from tensors_in(list(value.values()))
+        return [value]
+    found: list[Tensor] = []
+    if isinstance(value, dict):
+        value = value.values()
+    elif not isinstance(value, (tuple, list)):
+        return found
+    for element in value:
+        if isinstance(element, Tensor):
+            found.append(element)
+        elif isinstance(element, (tuple, list, dict)):
+            found += tensors_in(element)
+    return found
+
+
+@cache
+def operator_name(func: Any) -> str:
+    """Such as `aten.convolution.default`."""
+    return str(func)
 
 
 def _gradients(network: nn.Module) -> Iterator[Tensor]:

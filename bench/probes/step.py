@@ -10,11 +10,12 @@ from enum import StrEnum
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from bench.probes import Columns
 from bench.probes.flops import flops_of
 from bench.probes.layers import RunningLayer
-from bench.probes.memory import MemoryProbe, Part, tensors_in
+from bench.probes.memory import MemoryProbe, Part, operator_name
 
 
 class Phase(StrEnum):
@@ -73,14 +74,16 @@ class StepProbe(MemoryProbe):
         self._layers.stop()
         return columns | {"flops_step": sum(operator.flops for operator in self.trace)}
 
-    def call(self, func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
+    def about_to_run(self, func: Any) -> None:
         self.layer = self._layers.current()
-        out = func(*args, **kwargs)
-        moved = 0 if func.is_view else sum(x.nbytes for x in tensors_in((args, kwargs, out)))
+
+    def has_run(
+        self, func: Any, args: tuple, kwargs: dict[str, Any], out: Any, tensors: list[Tensor]
+    ) -> None:
+        moved = 0 if func.is_view else sum([tensor.nbytes for tensor in tensors])
         flops = int(flops_of(func, args, kwargs, out))
         in_backward = torch._C._current_graph_task_id() != -1
-        self.trace.append(Operator(str(func), self.layer, flops, moved, in_backward))
-        return out
+        self.trace.append(Operator(operator_name(func), self.layer, flops, moved, in_backward))
 
     def phases(self) -> list[Phase]:
         """The phase of each operator."""

@@ -35,12 +35,17 @@ class AdditiveCoupling(nn.Module):
     Args:
         function: F. Called as `F(x_a, *side)`; `side` may be a time embedding.
         changes: which of the two halves is x_b. Alternate it, so that both change.
+
+    Attributes:
+        accumulates_at_once: gradients reach F's parameters one by one while F is differentiated,
+            for an optimizer that uses them up in the backward pass. F must not be shared.
     """
 
     def __init__(self, function: nn.Module, changes: Literal[0, 1] = 1) -> None:
         super().__init__()
         self.function = function
         self.changes = changes
+        self.accumulates_at_once = False
 
     def forward(self, x1: Tensor, x2: Tensor, *side: Tensor) -> tuple[Tensor, Tensor]:
         """Both halves (B, C/2, *grid), and back the same."""
@@ -59,9 +64,12 @@ class AdditiveCoupling(nn.Module):
         frame.outputs.clear()
         sign = -1 if frame.flipped else 1  # y_b = x_b + sign · F(x_a)
         leaf = a.detach().requires_grad_(need_a)
-        leaves = [leaf, *frame.side, *frame.parameters]
+        parts = self._parts(a)
+        at_once = self.accumulates_at_once and len(parts) == 1
+        accumulate = frame.parameters if at_once else ()
+        leaves = [leaf, *frame.side, *(() if at_once else frame.parameters)]
         total: list[Tensor | None] = [None] * len(leaves)
-        for part in self._parts(a):
+        for part in parts:
             with torch.enable_grad(), frame.replay():
                 out = part(leaf.view_as(leaf), *frame.side)
             with torch.no_grad():
@@ -73,7 +81,7 @@ class AdditiveCoupling(nn.Module):
             # The graph does not need F's value any more: an edge into it lets the value go.
             edges = [get_gradient_edge(out)] if out.requires_grad else []
             del out, value
-            found = gradients(edges, leaves, [seed][: len(edges)])
+            found = gradients(edges, leaves, [seed][: len(edges)], accumulate)
             total = [_sum(*pair) for pair in zip(total, found, strict=True)]
             del found
         through_f = total[0]
@@ -82,8 +90,9 @@ class AdditiveCoupling(nn.Module):
             fresh = may_overwrite(through_f, frame.grads)
             grad_a = through_f.add_(grad_a) if fresh else through_f + grad_a
         count = 1 + len(frame.side)
+        parameter_grads = total[count:] or [None] * len(frame.parameters)
         return Rewound(
-            self._halves(a, b), self._halves(grad_a, grad_b), total[1:count], total[count:]
+            self._halves(a, b), self._halves(grad_a, grad_b), total[1:count], parameter_grads
         )
 
     def _shifted(self, b: Tensor, a: Tensor, side: Sequence[Tensor], sign: int) -> Tensor:

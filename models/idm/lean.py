@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from models.idm.coupling import ConvolutionBlock
+from models.idm.coupling import AdditiveCoupling, ConvolutionBlock
 from models.idm.network import IDM
 from models.idm.optimizer import AdamWInBackward
 
@@ -89,6 +89,10 @@ class LeanIDM(IDM):
     def make_optimizer(self, learning_rate: float, lambda_l2: float = 0.0) -> AdamWInBackward:
         """An optimizer that works in backward() and adds the λ_L2 term of eq. (8) itself."""
         trained = [p for p in self.parameters() if p.requires_grad]
+        # The top level's gradients are sums over the samples, and ready after the last one.
+        for wire in self.middle if self.stream else self.wiring:
+            if isinstance(coupling := self.body[wire.layer], AdditiveCoupling):
+                coupling.accumulates_at_once = True
         return AdamWInBackward(
             trained, learning_rate, lambda_l2=lambda_l2, eight_bit=self.eight_bit
         )

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn
 
 BLOCK = 256
-CHUNK = 4096 * BLOCK  # elements updated at a time: temporaries stay below 30 MiB
+ROWS = 12288  # blocks updated at a time: temporaries stay below 60 MiB, few operators run
 GOLDEN = 0.6180339887498949
+_STATE = ("exp_avg_codes", "exp_avg_scales", "root_codes", "root_scales")
 
 
 class LogQuantizer:
@@ -55,14 +56,15 @@ class LogQuantizer:
 
     def encode(self, values: Tensor, codes: Tensor, scales: Tensor, dither: Tensor) -> None:
         """Write values (blocks, 256) to codes and scales; dither in [0, 1), of that shape."""
-        scales.copy_(values.abs().amax(dim=1, keepdim=True))
-        ratio = values.abs().div_(scales.clamp_min(1e-38))
+        magnitudes = values.abs()
+        scales.copy_(magnitudes.amax(dim=1, keepdim=True))
+        ratio = magnitudes.div_(scales.clamp_min(1e-38))
         level = ratio.clamp_min_(1e-38).log2_().div_(self.step).add_(self.top)
         below = level.floor()
         # How far from the code below to the one above, measured on the numbers, not their logs.
         part = level.sub_(below).mul_(self.step).exp2_().sub_(1).div_(2**self.step - 1)
         level = below.add_(part.gt_(dither)).clamp_(0, self.top)
-        codes.copy_(level.mul_(values.sign()) if self.signed else level)
+        codes.copy_(level.copysign_(values) if self.signed else level)
 
 
 class AdamWInBackward(torch.optim.Optimizer):
@@ -95,9 +97,8 @@ class AdamWInBackward(torch.optim.Optimizer):
         super().__init__(parameters, defaults)
         self.lambda_l2 = lambda_l2
         self.eight_bit = eight_bit
-        self.first = LogQuantizer(signed=True, octaves=20)
         # The root of the second moment needs half the range of the moment itself.
-        self.second = LogQuantizer(signed=False, octaves=24)
+        self.quantizers = LogQuantizer(True, octaves=20), LogQuantizer(False, octaves=24)
         self.pull: Tensor | None = None
         for group in self.param_groups:
             for parameter in group["params"]:
@@ -120,6 +121,8 @@ class AdamWInBackward(torch.optim.Optimizer):
 
     def _hook(self, group: dict[str, Any]) -> Callable[[Tensor], None]:
         def apply(parameter: Tensor) -> None:
+            if parameter.grad is None:  # was applied where it appeared; autograd knows of no other
+                return
             if self.pull is None and self.lambda_l2:
                 self.pull = self._weight_pull()
             self._update(parameter, group)
@@ -137,30 +140,23 @@ class AdamWInBackward(torch.optim.Optimizer):
         state = self.state[parameter]
         state["step"] += 1
         if "exp_avg" in state:
-            weights, grad = parameter.view(-1), parameter.grad.reshape(-1)
-            first, root = state["exp_avg"], state["root_exp_avg_sq"]
-            self._adamw(weights, grad, first, root, state["step"], group)
+            weights, gradient = parameter.view(-1), parameter.grad.reshape(-1)
+            moments = state["exp_avg"], state["root_exp_avg_sq"]
+            self._adamw(weights, gradient, *moments, state["step"], group)
             return
-        flat = parameter.view(-1)
-        grads = parameter.grad.reshape(-1)
-        for start in range(0, len(flat), CHUNK):
-            weights, grad = flat[start : start + CHUNK], grads[start : start + CHUNK]
-            blocks = slice(start // BLOCK, start // BLOCK + -(-len(weights) // BLOCK))
-            first, root = (
-                quantizer.decode(state[f"{name}_codes"][blocks], state[f"{name}_scales"][blocks])
-                for quantizer, name in ((self.first, "exp_avg"), (self.second, "root"))
-            )
-            count = len(weights)
-            self._adamw(
-                weights, grad, first.view(-1)[:count], root.view(-1)[:count], state["step"], group
-            )
-            dither = _dither(first.shape, state["step"], first.device)
-            for quantizer, name, values in (
-                (self.first, "exp_avg", first),
-                (self.second, "root", root),
-            ):
-                codes, scales = state[f"{name}_codes"][blocks], state[f"{name}_scales"][blocks]
-                quantizer.encode(values, codes, scales, dither)
+        # The same for every chunk of a tensor: they have it in turns.
+        dither = _dither(state["exp_avg_scales"][:ROWS], state["step"])
+        states = (state[name].split(ROWS) for name in _STATE)
+        chunks = parameter.view(-1).split(ROWS * BLOCK)
+        grads = parameter.grad.reshape(-1).split(ROWS * BLOCK)
+        of_first, of_root = self.quantizers
+        for chunk, grad, *codes in zip(chunks, grads, *states, strict=True):
+            first, root = of_first.decode(*codes[:2]), of_root.decode(*codes[2:])
+            flat = first.view(-1)[: len(chunk)], root.view(-1)[: len(chunk)]
+            self._adamw(chunk, grad, *flat, state["step"], group)
+            of_first.encode(first, codes[0], codes[1], dither[: len(first)])
+            of_root.encode(root, codes[2], codes[3], dither[: len(root)])
+            del first, root  # or they would live on beside the next chunk's
 
     def _adamw(
         self, weights: Tensor, grad: Tensor, first: Tensor, root: Tensor, step: int, group: dict
@@ -168,9 +164,10 @@ class AdamWInBackward(torch.optim.Optimizer):
         """One update of flat tensors, in place; `root` is that of the second moment."""
         (beta1, beta2), lr = group["betas"], group["lr"]
         if self.pull is not None:
-            grad = grad + weights * self.pull
+            grad = (weights * self.pull).add_(grad)
         first.lerp_(grad, 1 - beta1)
         root.square_().mul_(beta2).addcmul_(grad, grad, value=1 - beta2).sqrt_()
+        del grad
         weights.mul_(1 - lr * group["weight_decay"])
         denominator = root.div((1 - beta2**step) ** 0.5).add_(group["eps"])
         weights.addcdiv_(first, denominator, value=-lr / (1 - beta1**step))
@@ -180,15 +177,18 @@ class AdamWInBackward(torch.optim.Optimizer):
             zeros = torch.zeros_like(parameter.detach()).flatten()
             return {"step": 0, "exp_avg": zeros, "root_exp_avg_sq": zeros.clone()}
         blocks = -(-parameter.numel() // BLOCK)
-        first = self.first.zeros(blocks, parameter.device)
-        second = self.second.zeros(blocks, parameter.device)
-        names = ("exp_avg_codes", "exp_avg_scales", "root_codes", "root_scales")
-        return {"step": 0, **dict(zip(names, itertools.chain(first, second), strict=True))}
+        codes = (quantizer.zeros(blocks, parameter.device) for quantizer in self.quantizers)
+        return {"step": 0, **dict(zip(_STATE, itertools.chain(*codes), strict=True))}
 
 
-def _dither(shape: torch.Size, step: int, device: torch.device) -> Tensor:
-    """Evenly spread numbers in [0, 1), others in every step; draws nothing from the generators."""
-    rows, columns = (torch.arange(size, device=device, dtype=torch.float64) for size in shape)
-    across = (columns * GOLDEN).frac().float()
-    down = (rows * 2**0.5 + step * 3**0.5 % 1).frac().float()
+def _dither(rows: Tensor, step: int) -> Tensor:
+    """Numbers in [0, 1), evenly spread over (len(rows), 256), others in every step.
+
+    They draw nothing from the generators.
+    """
+    down, across = (
+        torch.arange(size, device=rows.device, dtype=torch.float64) for size in (len(rows), BLOCK)
+    )
+    across = (across * GOLDEN).frac().float()
+    down = (down * 2**0.5 + step * 3**0.5 % 1).frac().float()
     return (across + down[:, None]).frac_()

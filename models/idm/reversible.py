@@ -416,18 +416,28 @@ def _invert_and_recompute(layer: nn.Module, frame: Frame) -> Rewound:
 
 
 def gradients(
-    outputs: Sequence[Any], inputs: Sequence[Tensor], grads: Sequence[Tensor]
+    outputs: Sequence[Any],
+    inputs: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    accumulate: Sequence[nn.Parameter] = (),
 ) -> list[Tensor | None]:
-    """`torch.autograd.grad` that gives None for inputs that want or get no gradient."""
+    """`torch.autograd.grad` that gives None for inputs that want or get no gradient.
+
+    Gradients of `accumulate` are not returned but added to `.grad` one by one, each as soon as it
+    exists, so that a hook may use up one before the next is made. Inputs must then be leaves.
+    """
     wanted = [tensor for tensor in inputs if tensor.requires_grad]
     pairs = [
         (output, grad)
         for output, grad in zip(outputs, grads, strict=True)
         if not isinstance(output, Tensor) or output.requires_grad
     ]
-    if not wanted or not pairs:
+    if not pairs or not (wanted or accumulate):
         return [None] * len(inputs)
     roots, seeds = zip(*pairs, strict=True)
+    if accumulate:
+        torch.autograd.backward(roots, seeds, inputs=[*wanted, *accumulate])
+        return [tensor.grad for tensor in inputs]
     found = iter(torch.autograd.grad(roots, wanted, seeds, allow_unused=True))
     return [next(found) if tensor.requires_grad else None for tensor in inputs]
 

@@ -2,6 +2,7 @@
 
 import re
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
@@ -11,7 +12,7 @@ from torch import nn
 from torch.distributed._tools.mem_tracker import MemTracker
 
 from bench.methods import METHODS
-from bench.predict import predict
+from bench.predict import predict, predict_method
 from bench.presets import Overrides
 from bench.probes.flops import FlopProbe, forward_flops
 from bench.probes.memory import MemoryProbe, Part
@@ -183,6 +184,30 @@ def test_ones_own_loss_is_predicted_to_the_byte(function):
     optimizer.step()
     measured = probe.stop()
     assert prediction.peak_memory_bytes == measured["peak_memory_bytes"]
+
+
+@pytest.mark.parametrize("function", [lambda x, y: x.mul_(y), lambda x, y: x.copy_(y)])
+def test_what_is_written_in_place_must_fit(function):
+    """Fake tensors take a shorter way through it, which refuses what the real one refuses."""
+
+    def loss(network, batch):
+        return function(network(batch), torch.ones(3, 5)).square().mean()
+
+    network = nn.Linear(4, 4)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    with pytest.raises(RuntimeError, match=r"size|shape|broadcast|expand"):
+        predict(network, torch.randn(2, 4), optimizer, loss)
+
+
+def test_a_step_that_fails_leaves_no_watcher_behind():
+    method = METHODS["patchddm"]
+    one_voxel = replace(method.workload("small"), volume=1, patch=1, batch_size=1)
+    with pytest.raises(ValueError, match="more than 1 value"):  # of its batch normalisation
+        predict_method(method, one_voxel)
+
+    step, batch = trained_step("unet", volume=16, batch_size=1)
+    x_t, t, _, _ = step.noised(batch)
+    assert forward_flops(step.network, x_t, t) > 0  # fvcore would find nothing beside it
 
 
 def test_ones_own_network_is_left_alone():

@@ -106,6 +106,30 @@ def test_with_float32_state_it_is_adamw():
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("size", [1, 2])
+def test_gradients_applied_at_once_are_those_applied_layer_by_layer(size):
+    """One of F's two gradients is gone before the other is made; each is applied once."""
+    net = perturbed(build(channels=NARROW))
+    reference = copy.deepcopy(net)
+    x, t = batch(size, 1, 8, 8, 8)
+    trained = []
+    for network in (net, reference):
+        optimizer = network.make_optimizer(learning_rate=1e-3)
+        if network is reference:
+            for layer in network.body.values():
+                layer.accumulates_at_once = False
+        for _ in range(3):
+            network(x, t).square().mean().backward()
+            optimizer.step()
+        steps = {state["step"] for state in optimizer.state.values()}
+        assert all(p.grad is None for p in network.parameters())
+        trained.append((steps, [p.detach() for p in network.parameters()]))
+    assert trained[0][0] == trained[1][0] == {3}
+    assert all(torch.equal(*pair) for pair in zip(trained[0][1], trained[1][1], strict=True))
+    at_once = [layer for layer in net.body.values() if getattr(layer, "accumulates_at_once", 0)]
+    assert at_once  # or nothing was compared
+
+
 def test_a_scheduler_sets_its_rate():
     weight = torch.nn.Parameter(torch.ones(8))
     optimizer = AdamWInBackward([weight], lr=1.0, weight_decay=0.0)
@@ -135,7 +159,7 @@ def test_quantized_numbers_are_close_one_by_one_and_right_on_average(signed, oct
     codes, scales = quantizer.zeros(8, values.device)
     mean = torch.zeros_like(values)
     for step in range(200):
-        quantizer.encode(values, codes, scales, _dither(values.shape, step, values.device))
+        quantizer.encode(values.clone(), codes, scales, _dither(values, step))
         decoded = quantizer.decode(codes, scales)
         assert ((decoded - values).abs() <= tolerance * values.abs() + 1e-5).all()
         mean += decoded / 200
@@ -149,7 +173,7 @@ def test_a_slow_decay_is_not_rounded_away():
     values[0, -1] = 1.0
     anchor = values.clone()
     for step in range(1000):
-        quantizer.encode(values, codes, scales, _dither(values.shape, step, values.device))
+        quantizer.encode(values.clone(), codes, scales, _dither(values, step))
         values = quantizer.decode(codes, scales) * 0.9995
         values[0, -1] = 1.0  # keeps the scale where it is
     ratio = (values / anchor)[0, :-1].mean()
