@@ -3,12 +3,14 @@
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 import torch
+from rich.console import Console
 
-from bench.data import Source, open_source
+from bench.data import Source, open_source, prepare
 from bench.errors import UserError
 from bench.methods import METHODS, Method, find_methods
 from bench.presets import Overrides, Workload
@@ -116,6 +118,35 @@ def open_sources(
         )
         for side in sorted({work.volume for _, work in chosen})
     }  # fmt: skip
+
+
+def prepare_all(
+    sources: dict[int, Source], cache: Path, console: Console
+) -> dict[int, tuple[Source, Path]]:
+    """Every volume, ready to be read without delay in the window."""
+    volumes = {}
+    for side, source in sources.items():
+        title = f"Preparing {len(source)} volumes of {side}³"
+        with console.status(title) as status:
+
+            def show(done: int, total: int, title: str = title, status: Any = status) -> None:
+                status.update(f"{title}: {done} of {total}")
+
+            volumes[side] = source, prepare(source, cache, show)
+    return volumes
+
+
+def refuse_settings_of_a_resumption(command: Any, own: Sequence[str]) -> None:
+    """UserError for a flag beside --resume that the run has already, at another value or not.
+
+    Args:
+        own: the fields of the command that belong to a resumption.
+    """
+    default = type(command)()
+    for field in fields(command):
+        if field.name not in own and getattr(command, field.name) != getattr(default, field.name):
+            flag = field.name.replace("_", "-")
+            raise UserError(f"--{flag}: the run has its own; leave it out beside --resume")
 
 
 def make_plans(
