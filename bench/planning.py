@@ -41,13 +41,17 @@ def check_plans(plans: Sequence[Plan]) -> None:
     if len({(plan.method, plan.repeat) for plan in plans}) < len(plans):
         raise ValueError("a trial is there twice")
     for plan in plans:
-        work = plan.work
-        if plan.method not in METHODS:
-            raise ValueError(f"{plan.method!r:.40} is no method of this version")
-        if min(work.volume, work.patch, work.batch_size, work.couplings, *work.channels) < 1:
-            raise ValueError(f"{plan.method}: sizes must be at least 1")
+        check_workload(plan.method, plan.work)
         if not 0 < plan.sample_hz <= 1000:
             raise ValueError(f"{plan.method}: sample_hz must be more than 0, at most 1000")
+
+
+def check_workload(method: str, work: Workload) -> None:
+    """ValueError for what no command makes."""
+    if method not in METHODS:
+        raise ValueError(f"{method!r:.40} is no method of this version")
+    if min(work.volume, work.patch, work.batch_size, work.couplings, *work.channels) < 1:
+        raise ValueError(f"{method}: sizes must be at least 1")
 
 
 def chosen_by(plans: Sequence[Plan]) -> list[tuple[Method, Workload]]:

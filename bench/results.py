@@ -226,10 +226,13 @@ class Run:
                 raise
 
     def write_environment(self, environment: Mapping[str, Any]) -> None:
+        self.write_json("environment.json", environment)
+
+    def write_json(self, name: str, value: Mapping[str, Any]) -> None:
         """UserError where the disk refuses; what was there before stays."""
-        text = json.dumps(environment, indent=2, ensure_ascii=False)
-        with self._writing("environment.json"):
-            _replace(self.folder / "environment.json", text + "\n")
+        text = json.dumps(value, indent=2, ensure_ascii=False)
+        with self._writing(name):
+            _replace(self.folder / name, text + "\n")
 
     def mend(self) -> None:
         """Make a run that was killed whole: no half-written line, no piece of a trial.
@@ -260,7 +263,11 @@ class Run:
 
     def environment(self) -> dict[str, Any]:
         """What `environment.json` says; UserError where it is missing or damaged."""
-        path = self.folder / "environment.json"
+        return self.read_json("environment.json")
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        """The object in a file of this run; UserError where it is missing or damaged."""
+        path = self.folder / name
         try:
             value = json.loads(_read_text(path, MOST_JSON_BYTES))
         except (ValueError, RecursionError) as error:
