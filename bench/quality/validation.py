@@ -83,8 +83,9 @@ class Validation:
 
     def noise(self, pair: int) -> Tensor:
         """ε of a pair, (C, D, H, W). Drawn on the CPU, so that it is the same on every device."""
-        generator = torch.Generator().manual_seed((self.seed << 32) + pair)
-        return torch.randn(self.volumes.shape[1:], generator=generator)
+        rng = np.random.default_rng([self.seed, pair])
+        shape = self.volumes.shape[1:]
+        return torch.from_numpy(rng.standard_normal(shape, dtype=np.float32))
 
     def _errors(self, pairs: range, denoise: Denoiser) -> list[float]:
         chosen = np.stack([self.volumes[self.members[i % len(self.members)]] for i in pairs])
