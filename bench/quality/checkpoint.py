@@ -109,8 +109,8 @@ class Checkpoint:
     def read(self, method: str, seed: int) -> Progress | None:
         """Put the training where it was when the file was written; None if there is no file.
 
-        Raises UserError for what is not a checkpoint of this very training; nothing is changed
-        then but what the optimizer holds.
+        Raises UserError for what is not a checkpoint of this very training, which has then to be
+        built anew.
         """
         if not self.path.exists():
             return None

@@ -10,7 +10,9 @@ from bench.quality.learning import Learning
 def check_tensorboard() -> None:
     """UserError where the package is not installed."""
     if find_spec("tensorboard") is None:
-        raise UserError("--tensorboard: needs a package: pip install tensorboard")
+        raise UserError(
+            "--tensorboard: its package is missing; pip install tensorboard, or leave the flag out"
+        )
 
 
 class Scalars:

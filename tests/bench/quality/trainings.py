@@ -20,20 +20,20 @@ WORK = Workload(8, 8, 2, (8, 32), 1, "fp32")
 
 
 def tiny_plan(run: QualityRun, **changes: Any) -> Plan:
-    """IDM on seven brains of 8³, for eight steps with four validations, saved after each step."""
+    """IDM on seven brains of 8³, for six steps with three validations, saved after each step."""
     plan = Plan(
         method="idm",
         preset="small",
         work=WORK,
         training=Training(),
-        window=Window(steps=8),
+        window=Window(steps=6),
         device="cpu",
         folder=str(run.folder),
         data="phantom",
         volumes=str(volumes(run.folder.parent)),
         train=(0, 2, 3, 5, 6),
         val=(1, 4),
-        validations=4,
+        validations=3,
         checkpoint_s=0,
     )
     return replace(plan, **changes)
