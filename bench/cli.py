@@ -256,10 +256,11 @@ class QualityCommand:
     """Minutes of training from one checkpoint to the next."""
     samples: int = 4
     """Volumes to generate after each training."""
-    sampler: Literal["ddpm", "ddim"] = "ddim"
-    """ddpm: all 2,000 steps of eq. (7); ddim: a quick look in --sampler-steps."""
-    sampler_steps: int = 100
-    """Steps of ddim."""
+    sampler: Literal["ddpm", "ddpm-clipped", "ddim"] = "ddim"
+    """ddpm: all 2,000 steps of eq. (7); ddpm-clipped: the same, each step's guess of the volume
+    clamped; ddim: a quick look in --sampler-steps."""
+    sampler_steps: int | None = None
+    """Steps of ddim (default 50)."""
     tensorboard: bool = False
     """Write the learning curve for TensorBoard, too."""
     out: Path = Path("results")

@@ -118,10 +118,19 @@ def _check(command: QualityCommand) -> None:
         ("--validations", command.validations, 1, 10_000),
         ("--checkpoint-minutes", command.checkpoint_minutes, 0, 10_000),
         ("--samples", command.samples, 0, 10_000),
-        ("--sampler-steps", command.sampler_steps, 1, TIMESTEPS),
+        (
+            "--sampler-steps",
+            1 if command.sampler_steps is None else command.sampler_steps,
+            1,
+            TIMESTEPS,
+        ),
     ):
-        if not least <= value <= most:
+        if value is not None and not least <= value <= most:
             raise UserError(f"{flag} {value:g}: from {least} to {most}")
+    if command.sampler_steps is not None and command.sampler != "ddim":
+        raise UserError(
+            f"--sampler-steps: only ddim skips steps; {command.sampler} has {TIMESTEPS}"
+        )
     if len(set(command.seeds)) < len(command.seeds):
         raise UserError(f"--seeds {' '.join(map(str, command.seeds))}: each once")
     if not 0 <= command.ema < 1:

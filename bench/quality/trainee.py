@@ -16,7 +16,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bench.data import load
 from bench.diffusion import Denoiser
@@ -70,9 +70,9 @@ class Plan:
     budget_bytes: int | None = None
     predicted_peak_bytes: int | None = None
     samples: int = 4
-    sampler: Literal["ddpm", "ddim"] = "ddim"
-    sampler_steps: int = 100
-    """Of ddim."""
+    sampler: Literal["ddpm", "ddpm-clipped", "ddim"] = "ddim"
+    sampler_steps: int | None = None
+    """Of ddim; None: its default."""
     tensorboard: bool = False
     country: str | None = None
     """ISO 3166-1 alpha-3 code of the grid for CO₂; None: the world's mean."""
@@ -91,11 +91,12 @@ def run(plan: Plan, events: Events, should_stop: Callable[[], bool] = lambda: Fa
     trainee.train(should_stop)
     if trainee.is_over:
         with trainee.ema.applied():
-            finish(plan, trainee.denoise, trainee.volumes, events, should_stop)
+            finish(plan, trainee.network, trainee.denoise, trainee.volumes, events, should_stop)
 
 
 def finish(
     plan: Plan,
+    network: nn.Module,
     denoise: Denoiser,
     volumes: np.ndarray,
     events: Events,
@@ -104,7 +105,9 @@ def finish(
     """What follows a training: the place for scores and samples.
 
     Args:
-        denoise: ε of whole volumes, (B, C, D, H, W) and (B,) int64, with the averaged weights.
+        network: with the averaged weights.
+        denoise: its ε of whole volumes, (B, C, D, H, W) and (B,) int64, without gradients, in the
+            precision of the training.
         volumes: (N, C, D, H, W) float32 in [0, 1], of which `plan.train` and `plan.val` are the
             indices of those that trained and those that validate.
         events: `events.stage(name)` shows what is done, `events.columns` adds to `trained.csv`.
@@ -145,7 +148,7 @@ class Trainee:
         self.scalars = None
         if plan.tensorboard:
             folder = self.run.folder / "tensorboard" / f"{plan.method}-{plan.seed}"
-            self.scalars = Scalars(folder, self.progress.step)
+            self.scalars = Scalars(folder, self._kept)
 
     @property
     def fraction(self) -> float:
@@ -280,9 +283,15 @@ class Trainee:
         self.progress = found or Progress(self.plan.method, self.plan.seed)
         if not self.probes:
             self.progress.energy_j = None
-        # -1: of a training without a checkpoint, not even the point before its first step counts.
-        after = -1 if found is None else found.step
-        self.run.forget_learning(self.plan.method, self.plan.seed, after)
+        self.run.forget_learning(self.plan.method, self.plan.seed, self._kept)
+
+    @property
+    def _kept(self) -> int:
+        """The step up to which points of the curve count, when it starts: that of the checkpoint.
+
+        -1 without one: then not even the point before the first step does.
+        """
+        return self.progress.step or -1
 
     def _open_energy(self) -> list[SampledProbe]:
         card = None

@@ -22,7 +22,10 @@ def peak(method: str, channels: tuple[int, ...]) -> int:
     return prediction.peak_memory_bytes
 
 
-@pytest.mark.parametrize(("method", "limit"), [("idm", 24 * MIB), ("patchddm", 50 * MIB)])
+@pytest.mark.parametrize(
+    ("method", "limit"),
+    [("idm", 24 * MIB), pytest.param("patchddm", 50 * MIB, marks=pytest.mark.slow)],
+)
 def test_the_widest_fits_and_the_next_does_not(method, limit):
     width = widest(Question(method, work(8, 16), limit))
     assert width.peak_memory_bytes == peak(method, width.channels) <= limit

@@ -16,6 +16,8 @@ from bench.quality.runner import run_trainings
 from bench.training import Window
 from tests.bench.quality.trainings import Watcher, losses, tiny_plan, train
 
+EVERYDAY = ("patchddm", "idm-lean")
+"""A generator and an optimizer of their own."""
 EXACT = ["step", "loss_train", "val_mse", "val_mse_ema", "learning_rate"]
 
 
@@ -44,7 +46,7 @@ def assert_same_training(one: QualityRun, other: QualityRun, method: str) -> Non
         assert torch.equal(tensor, second[name]), name
 
 
-@pytest.mark.parametrize("method", ["idm", "idm-lean"])
+@pytest.mark.parametrize("method", ["idm", pytest.param("idm-lean", marks=pytest.mark.slow)])
 def test_killed_by_sigkill(runs, method, tmp_path):
     """Its process is killed at step 5, and its last checkpoint is that of step 1 or 2."""
     whole, killed = runs
@@ -77,7 +79,7 @@ def test_killed_by_sigkill(runs, method, tmp_path):
 @pytest.mark.parametrize(
     "method",
     [
-        method if method == "patchddm" else pytest.param(method, marks=pytest.mark.slow)
+        method if method in EVERYDAY else pytest.param(method, marks=pytest.mark.slow)
         for method in METHODS
     ],
 )
