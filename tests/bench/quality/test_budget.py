@@ -24,7 +24,7 @@ def peak(method: str, channels: tuple[int, ...]) -> int:
 
 @pytest.mark.parametrize(
     ("method", "limit"),
-    [("idm", 24 * MIB), pytest.param("patchddm", 50 * MIB, marks=pytest.mark.slow)],
+    [("idm", 10 * MIB), pytest.param("patchddm", 50 * MIB, marks=pytest.mark.slow)],
 )
 def test_the_widest_fits_and_the_next_does_not(method, limit):
     width = widest(Question(method, work(8, 16), limit))
