@@ -1,6 +1,5 @@
 """The command `run`: check everything, prepare the data, run the trials, write the report."""
 
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -26,19 +25,26 @@ from bench.results import Run
 from bench.runner import run_trials
 from bench.training import Training
 from bench.trial import Plan, open_card
+from bench.worker import Worker
 
 _OF_A_RESUMPTION = ("resume", "timeout", "cooldown", "strict")
 
 
-def run_benchmark(command: RunCommand, console: Console) -> int:
-    """Exit status 0 when every trial is ok, 1 when some are not; UserError before any starts."""
-    # CUDA is to number its cards as NVML does: by default it puts the fastest first.
-    os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
+def run_benchmark(command: RunCommand, console: Console, worker: Worker) -> int:
+    """Carry out `command`, the first trial in `worker`, which is loading `bench.trial` meanwhile.
+
+    Returns:
+        Exit status: 0 when every trial is ok, 1 when some are not.
+
+    Raises:
+        UserError: before any trial starts.
+    """
     if command.resume is not None:
-        return _resume(command, command.resume, console)
+        return _resume(command, command.resume, console, worker)
     _check(command)
     plans = _plan(command, console)
     instruments = Instruments.open(plans[0])
+    worker.wait_until_loaded()
     rest = _rest(instruments, command, console)
     run = Run.create(command.out, plans[0].preset)
     with run.locked():
@@ -46,10 +52,11 @@ def run_benchmark(command: RunCommand, console: Console) -> int:
             describe_environment(sys.argv, plans)
             | {"configuration": to_plain(command), "rest": asdict(rest)}
         )
-        return _run(run, plans, plans, instruments.referee(rest, command), command, console)
+        referee = instruments.referee(rest, command)
+        return _run(run, plans, plans, referee, command, console, worker)
 
 
-def _resume(command: RunCommand, folder: Path, console: Console) -> int:
+def _resume(command: RunCommand, folder: Path, console: Console, worker: Worker) -> int:
     """Run what is missing of a run that was cut short, under the configuration that it had."""
     planning.refuse_settings_of_a_resumption(command, _OF_A_RESUMPTION)
     run = Run(folder)
@@ -72,10 +79,11 @@ def _resume(command: RunCommand, folder: Path, console: Console) -> int:
         )  # fmt: skip
         _check(settings)
         if not missing:
-            return _run(run, plans, [], None, settings, console)
+            return _run(run, plans, [], None, settings, console, worker)
         planning.choose_device(missing[0].device)
         missing = _with_volumes(missing, original, console)
         instruments = Instruments.open(missing[0])
+        worker.wait_until_loaded()
         if rest is None:
             rest = _rest(instruments, settings, console)
         resumption, changes = describe_resumption(sys.argv, environment)
@@ -83,7 +91,8 @@ def _resume(command: RunCommand, folder: Path, console: Console) -> int:
             console.print(f"Not as in the trials before: {change}", style="yellow", markup=False)
         environment.setdefault("resumed", []).append(resumption)
         run.write_environment(environment | {"rest": asdict(rest)})
-        return _run(run, plans, missing, instruments.referee(rest, settings), settings, console)
+        referee = instruments.referee(rest, settings)
+        return _run(run, plans, missing, referee, settings, console, worker)
 
 
 def _run(
@@ -93,10 +102,11 @@ def _run(
     referee: Referee | None,
     command: RunCommand,
     console: Console,
+    worker: Worker,
 ) -> int:
     console.print(f"Run folder: {run.folder}", highlight=False, markup=False)
     with ConsoleDisplay(console) as display:
-        run_trials(run, missing, display, command.timeout, referee)
+        run_trials(run, missing, display, command.timeout, referee, worker)
     records = run.records()
     console.print(console_table(records))
     try:

@@ -4,6 +4,7 @@ What a command does is imported when it runs, so that `--help` and a mistyped fl
 before PyTorch is loaded.
 """
 
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -74,9 +75,14 @@ class RunCommand:
     """Run folder to complete: runs what is missing in it and nothing else."""
 
     def execute(self, console: Console) -> int:
-        from bench.benchmark import run_benchmark
+        from bench.worker import Worker
 
-        return run_benchmark(self, console)
+        # CUDA is to number its cards as NVML does: by default it puts the fastest first.
+        os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
+        with Worker("bench.trial") as worker:  # it and this process load PyTorch side by side
+            from bench.benchmark import run_benchmark
+
+            return run_benchmark(self, console, worker)
 
 
 Preset = Literal["small", "paper", "equal", "full-volume"]

@@ -29,12 +29,14 @@ def run_trials(
     display: Display,
     timeout: float | None = None,
     referee: Referee | None = None,
+    worker: Worker | None = None,
 ) -> list[Record]:
     """Carry out `plans` in order; returns their records, which are in `runs.csv` already.
 
     Args:
         timeout: seconds without a finished step or stage after which a trial is given up.
         referee: sees to it that the trials are measured alike; None: nobody does.
+        worker: a process that has loaded `bench.trial` already, for the first trial.
     """
     records = []
 
@@ -54,7 +56,8 @@ def run_trials(
             if interrupt.count:
                 break
             display.trial_begins(plan, number, len(plans))
-            record = run_trial(run, plan, display, interrupt, timeout, warnings, contention)
+            record = run_trial(run, plan, display, interrupt, timeout, warnings, contention, worker)
+            worker = None  # the others get theirs when nothing is being measured
             if referee is not None:
                 referee.judge(record)
             run.append(record)
@@ -73,11 +76,13 @@ def run_trial(
     timeout: float | None = None,
     warnings: Sequence[str] = (),
     contention: Sequence[str] = (),
+    worker: Worker | None = None,
 ) -> Record:
     """One trial in a process of its own; its steps and samples are appended as they come.
 
     Args:
         warnings, contention: what is known of it before it starts, for its record.
+        worker: the process, if it is there already.
     """
     record = Record(
         method=plan.method,
@@ -106,8 +111,8 @@ def run_trial(
             case "end":
                 ended.update(event)
 
-    worker = Worker.start("bench.trial", run.folder / "logs" / f"{plan.method}-{plan.repeat}.log")
-    worker.give(plan)
+    worker = worker or Worker("bench.trial")
+    worker.give(plan, run.folder / "logs" / f"{plan.method}-{plan.repeat}.log")
     outcome = worker.follow(handle, interrupt, timeout)
     status, error = (ended["status"], ended["error"]) if ended else outcome.reason(timeout)
     record.status, record.error = cast(Status, status), error

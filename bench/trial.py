@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch._dynamo  # an optimizer would load it, when the person already waits
 from torch import Tensor
 
 from bench.data import load

@@ -6,8 +6,8 @@ the moment it exists, so that a process that dies leaves all that it had found.
 
 The parent:
 
-    worker = Worker.start("bench.trial", log)     # it may load its modules while nobody waits
-    worker.give(plan)
+    worker = Worker("bench.trial")      # loads its modules, and waits
+    worker.give(plan, log)
     outcome = worker.follow(handle, interrupt)
 
 The child's module ends with `sys.exit(serve(Plan, run))`.
@@ -20,10 +20,12 @@ import select
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TextIO, TypeVar
@@ -83,47 +85,63 @@ class Interrupt:
 
 
 class Worker:
-    """The parent's end of a process."""
+    """The parent's end of a process: a fresh interpreter that loads `module` and awaits its plan.
 
-    def __init__(self, process: subprocess.Popen[str], events: int) -> None:
-        self.process = process
-        self._events = events  # the end of the pipe that we read
+    That takes seconds, of PyTorch for the most part, which the parent can use for something else.
+    """
+
+    def __init__(self, module: str) -> None:
+        self._events, write_end = os.pipe()
+        self._early_output = tempfile.TemporaryFile()  # noqa: SIM115 – until it knows its log
+        self._log: Path | None = None
         self._kills_before = _oom_kills()
+        root = str(Path(__file__).parent.parent)
+        paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", module, str(write_end)],
+            stdin=subprocess.PIPE,
+            stdout=self._early_output,
+            stderr=self._early_output,
+            text=True,
+            pass_fds=(write_end,),
+            start_new_session=True,  # Ctrl-C is ours to pass on
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+        )
+        os.close(write_end)
 
-    @classmethod
-    def start(cls, module: str, log: Path) -> "Worker":
-        """A fresh interpreter that loads `module` and waits for its plan.
+    def __enter__(self) -> "Worker":
+        return self
 
-        Raises UserError where `log`, which gets all that it prints, cannot be written.
+    def __exit__(self, *_: object) -> None:
+        """End it, unless it was given a plan and so ends by itself."""
+        if self._log is None:
+            self.process.kill()
+            self.process.communicate()
+            self._close()
+
+    def wait_until_loaded(self) -> None:
+        """Until then it keeps the processor busy."""
+        select.select([self._events], [], [], _START_S)
+
+    def give(self, plan: Any, log: Path) -> None:
+        """Hand over the plan, a dataclass of JSON values.
+
+        Args:
+            log: for all that the process prints.
+
+        Raises:
+            UserError: where that cannot be written.
         """
         try:
             log.parent.mkdir(exist_ok=True)
-            output = log.open("w")
+            log.write_bytes(b"")
         except OSError as error:
             raise UserError(f"{log}: cannot be written ({error.strerror})") from None
-        read_end, write_end = os.pipe()
-        root = str(Path(__file__).parent.parent)
-        paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
-        with output:
-            process = subprocess.Popen(
-                [sys.executable, "-m", module, str(write_end)],
-                stdin=subprocess.PIPE,
-                stdout=output,
-                stderr=output,
-                text=True,
-                pass_fds=(write_end,),
-                start_new_session=True,  # Ctrl-C is ours to pass on
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
-            )
-        os.close(write_end)
-        return cls(process, read_end)
-
-    def give(self, plan: Any) -> None:
-        """Hand over the plan, a dataclass of JSON values."""
+        self._log = log
         assert self.process.stdin is not None
         try:
             with self.process.stdin as stdin:
-                stdin.write(json.dumps(asdict(plan)))
+                json.dump({"log": str(log.resolve()), "plan": asdict(plan)}, stdin)
         except BrokenPipeError:
             pass  # it died at once; its return code says so
 
@@ -133,7 +151,7 @@ class Worker:
         interrupt: Interrupt,
         timeout: float | None = None,
     ) -> Outcome:
-        """Pass its events on until it ends, or is made to end.
+        """Pass its events on until it ends, or is made to end. It must have been given a plan.
 
         Args:
             timeout: seconds without an event other than `sample` after which it is given up.
@@ -166,19 +184,21 @@ class Worker:
                         last_progress = time.monotonic()
                     handle(event)
         finally:
-            os.close(self._events)
             if sys.exc_info()[0] is not None:  # our own failure (a full disk) ends it too
                 self.process.kill()
             self.process.wait()
+            self._close()
         return Outcome(
             self.process.returncode, timed_out, stopped, _oom_kills() > self._kills_before
         )
 
-    def discard(self) -> None:
-        """End a worker that was never given a plan."""
-        self.process.kill()
-        self.process.communicate()
+    def _close(self) -> None:
         os.close(self._events)
+        with self._early_output as output:
+            output.seek(0)
+            if self._log is not None and (text := output.read()):
+                with suppress(OSError), self._log.open("ab") as log:
+                    log.write(text)
 
 
 @dataclass
@@ -218,7 +238,11 @@ def serve(kind: type[Plan], run: Callable[[Plan, Events, Callable[[], bool]], No
     try:
         events.stage("starting")  # from here on the parent may pass an interrupt on
         offer_to_the_oom_killer()
-        run(from_plain(kind, json.loads(sys.stdin.read())), events, interrupted.is_set)
+        given = json.loads(sys.stdin.read())
+        log = os.open(given["log"], os.O_WRONLY | os.O_APPEND)
+        os.dup2(log, sys.stdout.fileno())
+        os.dup2(log, sys.stderr.fileno())
+        run(from_plain(kind, given["plan"]), events, interrupted.is_set)
         events.send("end", status="interrupted" if interrupted.is_set() else "ok", error=None)
         return 0
     except BrokenPipeError:  # the parent is gone: nobody would keep what follows

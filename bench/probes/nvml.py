@@ -47,7 +47,7 @@ class Card:
         Args:
             visible: stands for CUDA_VISIBLE_DEVICES: indices, UUIDs (or their beginnings), MIG ids.
                 Indices are NVML's, those of nvidia-smi, which CUDA shares under
-                CUDA_DEVICE_ORDER=PCI_BUS_ID (`bench.benchmark` sets it).
+                CUDA_DEVICE_ORDER=PCI_BUS_ID (`bench.cli` sets it).
         """
         if visible is None:
             visible = os.environ.get("CUDA_VISIBLE_DEVICES")

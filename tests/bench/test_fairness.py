@@ -9,7 +9,6 @@ from io import StringIO
 import pytest
 from rich.console import Console
 
-from bench.benchmark import run_benchmark
 from bench.cli import RunCommand
 from bench.errors import UserError
 from bench.fairness import Referee, Rest, measure_rest
@@ -132,7 +131,7 @@ def test_strict_does_not_start_beside_others(tmp_path, busy_cpu):
     )  # fmt: skip
     output = StringIO()
     with pytest.raises(UserError, match="--strict: the CPU was busy with something else"):
-        run_benchmark(command, Console(file=output))
+        command.execute(Console(file=output))
     assert "Not alone: the CPU was busy" in output.getvalue()
     assert not (tmp_path / "out").exists()
 

@@ -19,7 +19,6 @@ import psutil
 import pytest
 from rich.console import Console
 
-from bench.benchmark import run_benchmark
 from bench.cli import RunCommand
 from bench.errors import UserError
 from bench.results import Record, Run, Sample, Step
@@ -48,7 +47,7 @@ def resume_here(run: Run | Path, **flags) -> tuple[int, str]:
     """The command in this process, which has PyTorch loaded: status and output."""
     output = StringIO()
     folder = run.folder if isinstance(run, Run) else run
-    status = run_benchmark(RunCommand(resume=folder, **flags), Console(file=output))
+    status = RunCommand(resume=folder, **flags).execute(Console(file=output))
     return status, output.getvalue()
 
 
