@@ -79,9 +79,9 @@ def run_training(
                 ended.update(event)
 
     log = run.folder / "logs" / f"{plan.method}-{plan.seed}.log"
-    worker = Worker.start("bench.quality.trainee", log)
-    worker.give(plan)
-    outcome = worker.follow(handle, interrupt, timeout)
+    with Worker("bench.quality.trainee") as worker:
+        worker.give(plan, log)
+        outcome = worker.follow(handle, interrupt, timeout)
     status, error = (ended["status"], ended["error"]) if ended else outcome.reason(timeout)
     record.status, record.error = cast(Status, status), error
     columns |= carbon(columns, plan)
