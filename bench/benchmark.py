@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,10 @@ from rich.console import Console
 from bench import planning
 from bench.cli import RunCommand
 from bench.console import ConsoleDisplay
-from bench.data import Source, prepare
 from bench.environment import describe_environment, describe_resumption
 from bench.errors import UserError
 from bench.fairness import Referee, Rest, measure_rest
-from bench.plain import from_plain
+from bench.plain import from_plain, to_plain
 from bench.probes.energy import Meter, check_country, open_meter
 from bench.probes.nvml import Card, CardUnavailable
 from bench.probes.temperature import TemperatureProbe, open_thermometer
@@ -51,7 +50,7 @@ def run_benchmark(command: RunCommand, console: Console, worker: Worker) -> int:
     with run.locked():
         run.write_environment(
             describe_environment(sys.argv, plans)
-            | {"configuration": _plain(command), "rest": asdict(rest)}
+            | {"configuration": to_plain(command), "rest": asdict(rest)}
         )
         referee = instruments.referee(rest, command)
         return _run(run, plans, plans, referee, command, console, worker)
@@ -59,11 +58,7 @@ def run_benchmark(command: RunCommand, console: Console, worker: Worker) -> int:
 
 def _resume(command: RunCommand, folder: Path, console: Console, worker: Worker) -> int:
     """Run what is missing of a run that was cut short, under the configuration that it had."""
-    given = replace(command, **{n: getattr(RunCommand(), n) for n in _OF_A_RESUMPTION})
-    for field in fields(RunCommand):
-        if getattr(given, field.name) != getattr(RunCommand(), field.name):
-            flag = field.name.replace("_", "-")
-            raise UserError(f"--{flag}: the run has its own; leave it out beside --resume")
+    planning.refuse_settings_of_a_resumption(command, _OF_A_RESUMPTION)
     run = Run(folder)
     environment = run.environment()
     original, plans, rest = _read_environment(folder, environment)
@@ -199,7 +194,9 @@ def _plan(command: RunCommand, console: Console) -> list[Plan]:
     limit = planning.parse_bytes("--memory-limit", command.memory_limit)
     data = planning.DataChoice(command.data, command.data_dir, command.subjects)
     sources = planning.open_sources(chosen, data, command.seed)
-    volumes = _prepare_all(sources, command.cache_dir or planning.default_cache_dir(), console)
+    volumes = planning.prepare_all(
+        sources, command.cache_dir or planning.default_cache_dir(), console
+    )
     template = Plan(
         method="",
         repeat=0,
@@ -225,7 +222,9 @@ def _with_volumes(plans: list[Plan], command: RunCommand, console: Console) -> l
     chosen = planning.chosen_by(plans)
     data = planning.DataChoice(command.data, command.data_dir, command.subjects)
     sources = planning.open_sources(chosen, data, command.seed)
-    volumes = _prepare_all(sources, command.cache_dir or planning.default_cache_dir(), console)
+    volumes = planning.prepare_all(
+        sources, command.cache_dir or planning.default_cache_dir(), console
+    )
     return [replace(plan, volumes=str(volumes[plan.work.volume][1])) for plan in plans]
 
 
@@ -243,27 +242,3 @@ def _read_environment(
     except ValueError as error:
         raise UserError(f"{folder / 'environment.json'}: cannot be resumed: {error}") from None
     return original, plans, rest
-
-
-def _plain(command: RunCommand) -> dict[str, Any]:
-    """The configuration as JSON can hold it; `from_plain` makes it a RunCommand again."""
-    return {
-        name: str(value) if isinstance(value, Path) else value
-        for name, value in asdict(command).items()
-    }
-
-
-def _prepare_all(
-    sources: dict[int, Source], cache: Path, console: Console
-) -> dict[int, tuple[Source, Path]]:
-    """Every volume, ready to be read without delay in the window."""
-    volumes = {}
-    for side, source in sources.items():
-        title = f"Preparing {len(source)} volumes of {side}³"
-        with console.status(title) as status:
-
-            def show(done: int, total: int, title: str = title, status: Any = status) -> None:
-                status.update(f"{title}: {done} of {total}")
-
-            volumes[side] = source, prepare(source, cache, show)
-    return volumes

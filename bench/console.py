@@ -1,12 +1,14 @@
 """What a person sees while a benchmark runs: a live view in a terminal, plain lines in a log."""
 
 import time
+from collections.abc import Sequence
 
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
+from bench.presets import Workload
 from bench.results import Record, Sample, Step
 from bench.trial import Plan
 
@@ -46,15 +48,27 @@ class ConsoleDisplay:
             self._live = None
 
     def trial_begins(self, plan: Plan, number: int, total: int) -> None:
-        self._step: Step | None = None
         self._sample: Sample | None = None
-        self._last_line = time.monotonic()
         repeat = f" (repeat {plan.repeat})" if plan.repeat > 1 else ""
-        self._title = f"[{number}/{total}] {plan.method}{repeat}"
-        work = plan.work
-        what = f"{work.patch}³, batch {work.batch_size}, {work.precision}"
-        if work.patch < work.volume:
-            what += f", patches of {work.volume}³"
+        self.begin(f"[{number}/{total}] {plan.method}{repeat}", describe_work(plan.work))
+
+    def step(self, step: Step, fraction: float) -> None:
+        figures = f"{step.step / step.elapsed_s:.2f} steps/s, loss {step.loss:.4f}"
+        if self._sample is not None and self._sample.memory_bytes is not None:
+            figures += f", memory in use {gib(self._sample.memory_bytes)}"
+        self.advance(fraction, figures)
+
+    def sample(self, sample: Sample) -> None:
+        self._sample = sample
+
+    def trial_ends(self, record: Record) -> None:
+        notes = [line for line in (record.contention, record.warnings) if line is not None]
+        self.end(summary(record), record.status == "ok", notes)
+
+    def begin(self, title: str, what: str) -> None:
+        """Something that lasts begins."""
+        self._title = title
+        self._last_line = time.monotonic()
         if self._live is None:
             self.console.print(f"{self._title}: {what}", markup=False, highlight=False)
         self._task = self._progress.add_task(
@@ -65,35 +79,29 @@ class ConsoleDisplay:
         if self._live is not None:
             self._progress.update(self._task, figures=name)
 
-    def step(self, step: Step, fraction: float) -> None:
-        self._step = step
-        self._progress.update(self._task, completed=fraction, figures=self._figures())
+    def advance(self, fraction: float, figures: str) -> None:
+        """So much of it, 0 to 1, is over."""
+        self._progress.update(self._task, completed=fraction, figures=figures)
         if self._live is None and time.monotonic() - self._last_line > _LINE_EVERY_S:
             self._last_line = time.monotonic()
             self.console.print(
-                f"{self._title}: {fraction:.0%}, {self._figures()}", markup=False, highlight=False
+                f"{self._title}: {fraction:.0%}, {figures}", markup=False, highlight=False
             )
 
-    def sample(self, sample: Sample) -> None:
-        self._sample = sample
-
-    def trial_ends(self, record: Record) -> None:
+    def end(self, text: str, ok: bool, notes: Sequence[str] = ()) -> None:
         self._progress.remove_task(self._task)
-        self.console.print(Text(f"{self._title}: {summary(record)}", style=_style(record)))
-        for line in (record.contention, record.warnings):
-            if line is not None:
-                self.console.print(Text(f"{self._title}: {line}", style="yellow"))
+        self.console.print(Text(f"{self._title}: {text}", style="green" if ok else "red"))
+        for line in notes:
+            self.console.print(Text(f"{self._title}: {line}", style="yellow"))
 
     def note(self, text: str) -> None:
         self.console.print(Text(text, style="bold"))
 
-    def _figures(self) -> str:
-        assert self._step is not None
-        rate = self._step.step / self._step.elapsed_s
-        figures = f"{rate:.2f} steps/s, loss {self._step.loss:.4f}"
-        if self._sample is not None and self._sample.memory_bytes is not None:
-            figures += f", memory in use {gib(self._sample.memory_bytes)}"
-        return figures
+
+def describe_work(work: Workload) -> str:
+    """What a step trains on: "32³, batch 2, fp32"."""
+    what = f"{work.patch}³, batch {work.batch_size}, {work.precision}"
+    return what + (f", patches of {work.volume}³" if work.patch < work.volume else "")
 
 
 def summary(record: Record) -> str:
@@ -107,10 +115,6 @@ def summary(record: Record) -> str:
     if record.peak_memory_bytes is not None:
         text += f", peak {gib(record.peak_memory_bytes)}"
     return f"{text}, loss {record.loss_first:.3f} → {record.loss_last:.3f}"
-
-
-def _style(record: Record) -> str:
-    return "green" if record.status == "ok" else "red"
 
 
 def _escape(text: str) -> str:

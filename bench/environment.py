@@ -15,11 +15,14 @@ import pynvml
 import torch
 
 from bench.probes.host import device_name
-from bench.trial import Plan
 
 
-def describe_environment(command: Sequence[str], plans: Sequence[Plan]) -> dict[str, Any]:
-    """What `environment.json` holds: enough to know what was measured, and to run it again."""
+def describe_environment(command: Sequence[str], plans: Sequence[Any]) -> dict[str, Any]:
+    """What `environment.json` holds: enough to know what was measured, and to run it again.
+
+    Args:
+        plans: of each trial, a dataclass of JSON values.
+    """
     return {
         "command": list(command),
         "trials": [asdict(plan) for plan in plans],

@@ -4,11 +4,19 @@ What a file says is not trusted: no class is named by the file, and nothing is u
 """
 
 import types
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import MISSING, asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
+
+
+def to_plain(instance: Any) -> dict[str, Any]:
+    """A dataclass as JSON can hold it; `from_plain` makes it one again."""
+    return {
+        name: str(value) if isinstance(value, Path) else value
+        for name, value in asdict(instance).items()
+    }
 
 
 def from_plain(kind: type[T], value: Any) -> T:

@@ -3,12 +3,14 @@
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 import torch
+from rich.console import Console
 
-from bench.data import Source, open_source
+from bench.data import Source, open_source, prepare
 from bench.errors import UserError
 from bench.methods import METHODS, Method, find_methods
 from bench.presets import Overrides, Workload
@@ -39,13 +41,17 @@ def check_plans(plans: Sequence[Plan]) -> None:
     if len({(plan.method, plan.repeat) for plan in plans}) < len(plans):
         raise ValueError("a trial is there twice")
     for plan in plans:
-        work = plan.work
-        if plan.method not in METHODS:
-            raise ValueError(f"{plan.method!r:.40} is no method of this version")
-        if min(work.volume, work.patch, work.batch_size, work.couplings, *work.channels) < 1:
-            raise ValueError(f"{plan.method}: sizes must be at least 1")
+        check_workload(plan.method, plan.work)
         if not 0 < plan.sample_hz <= 1000:
             raise ValueError(f"{plan.method}: sample_hz must be more than 0, at most 1000")
+
+
+def check_workload(method: str, work: Workload) -> None:
+    """ValueError for what no command makes."""
+    if method not in METHODS:
+        raise ValueError(f"{method!r:.40} is no method of this version")
+    if min(work.volume, work.patch, work.batch_size, work.couplings, *work.channels) < 1:
+        raise ValueError(f"{method}: sizes must be at least 1")
 
 
 def chosen_by(plans: Sequence[Plan]) -> list[tuple[Method, Workload]]:
@@ -116,6 +122,35 @@ def open_sources(
         )
         for side in sorted({work.volume for _, work in chosen})
     }  # fmt: skip
+
+
+def prepare_all(
+    sources: dict[int, Source], cache: Path, console: Console
+) -> dict[int, tuple[Source, Path]]:
+    """Every volume, ready to be read without delay in the window."""
+    volumes = {}
+    for side, source in sources.items():
+        title = f"Preparing {len(source)} volumes of {side}³"
+        with console.status(title) as status:
+
+            def show(done: int, total: int, title: str = title, status: Any = status) -> None:
+                status.update(f"{title}: {done} of {total}")
+
+            volumes[side] = source, prepare(source, cache, show)
+    return volumes
+
+
+def refuse_settings_of_a_resumption(command: Any, own: Sequence[str]) -> None:
+    """UserError for a flag beside --resume that the run has already, at another value or not.
+
+    Args:
+        own: the fields of the command that belong to a resumption.
+    """
+    default = type(command)()
+    for field in fields(command):
+        if field.name not in own and getattr(command, field.name) != getattr(default, field.name):
+            flag = field.name.replace("_", "-")
+            raise UserError(f"--{flag}: the run has its own; leave it out beside --resume")
 
 
 def make_plans(

@@ -18,12 +18,12 @@ import json
 import os
 import stat
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import MISSING, dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, Self, get_args
 
 import pandas as pd
 
@@ -162,17 +162,24 @@ TABLES: Mapping[str, type] = {"runs.csv": Record, "samples.csv": Sample, "steps.
 class Run:
     """The folder of all the records of one benchmark."""
 
+    tables: ClassVar[Mapping[str, type]] = TABLES
+    """Its files, and what a row of each is."""
+    durable: ClassVar[tuple[str, ...]] = ("runs.csv",)
+    """Of these every row is forced to the disk."""
+    program: ClassVar[str] = "run_bench.py"
+    """What goes on with it, for messages."""
+
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     @classmethod
-    def create(cls, out: Path, preset: str) -> "Run":
+    def create(cls, out: Path, preset: str) -> Self:
         """A new folder `<UTC time>-<preset>` in `out`; UserError where that cannot be written."""
         stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
         try:
             out.mkdir(parents=True, exist_ok=True)
             run = cls(_make_new_folder(out, f"{stamp}-{preset}"))
-            for name, row_type in TABLES.items():
+            for name, row_type in cls.tables.items():
                 with (run.folder / name).open("w", newline="") as file:
                     csv.writer(file).writerow(column_names(row_type))
         except OSError as error:
@@ -197,13 +204,13 @@ class Run:
         finally:
             os.close(folder)
 
-    def append(self, row: Record | Sample | Step) -> None:
+    def append(self, row: Any) -> None:
         """Add a row to its table; UserError where the disk refuses, with the rows before intact.
 
         A row is one line, handed to the kernel before this returns. A trial's record, which ends
         minutes of work, is also forced to the disk.
         """
-        name = next(name for name, row_type in TABLES.items() if isinstance(row, row_type))
+        name = next(name for name, kind in self.tables.items() if isinstance(row, kind))
         line = io.StringIO(newline="")
         csv.writer(line).writerow([_cell(getattr(row, f.name)) for f in fields(row)])
         with self._writing(name), (self.folder / name).open("ab", buffering=0) as file:
@@ -212,17 +219,20 @@ class Run:
             try:
                 if file.write(content) < len(content):
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-                if isinstance(row, Record):
+                if name in self.durable:
                     os.fsync(file.fileno())
             except OSError:
                 file.truncate(end)  # half a row is none
                 raise
 
     def write_environment(self, environment: Mapping[str, Any]) -> None:
+        self.write_json("environment.json", environment)
+
+    def write_json(self, name: str, value: Mapping[str, Any]) -> None:
         """UserError where the disk refuses; what was there before stays."""
-        text = json.dumps(environment, indent=2, ensure_ascii=False)
-        with self._writing("environment.json"):
-            _replace(self.folder / "environment.json", text + "\n")
+        text = json.dumps(value, indent=2, ensure_ascii=False)
+        with self._writing(name):
+            _replace(self.folder / name, text + "\n")
 
     def mend(self) -> None:
         """Make a run that was killed whole: no half-written line, no piece of a trial.
@@ -230,21 +240,34 @@ class Run:
         What a trial without a record left in `steps.csv` and `samples.csv` goes, because that
         trial will run again.
         """
-        finished: set[tuple[str, ...]] = set()
-        for name, row_type in TABLES.items():  # runs.csv is the first
-            self._read(name, row_type)  # refuses what is not a table
-            text = io.StringIO(_finished_lines(self.folder / name), newline="")
-            header, *rows = (row for row in csv.reader(text) if row)
-            if row_type is Record:
-                finished = {tuple(row[:2]) for row in rows}  # method, repeat
-            mended = io.StringIO(newline="")
-            csv.writer(mended).writerows([header, *(r for r in rows if tuple(r[:2]) in finished)])
-            with self._writing(name):
-                _replace(self.folder / name, mended.getvalue())
+        finished: set[tuple[str, str]] = set()
+
+        def is_record(row: dict[str, str]) -> bool:
+            finished.add((row["method"], row["repeat"]))
+            return True
+
+        self.keep("runs.csv", is_record)
+        for name in ("samples.csv", "steps.csv"):
+            self.keep(name, lambda row: (row["method"], row["repeat"]) in finished)
+
+    def keep(self, name: str, wanted: Callable[[dict[str, str]], bool]) -> None:
+        """Of a table, leave the header and the rows that are wanted, by their cells' text."""
+        self._read(name, self.tables[name])  # refuses what is not a table
+        text = io.StringIO(_finished_lines(self.folder / name), newline="")
+        header, *rows = (row for row in csv.reader(text) if row)
+        kept = (row for row in rows if wanted(dict(zip(header, row, strict=False))))
+        mended = io.StringIO(newline="")
+        csv.writer(mended).writerows([header, *kept])
+        with self._writing(name):
+            _replace(self.folder / name, mended.getvalue())
 
     def environment(self) -> dict[str, Any]:
         """What `environment.json` says; UserError where it is missing or damaged."""
-        path = self.folder / "environment.json"
+        return self.read_json("environment.json")
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        """The object in a file of this run; UserError where it is missing or damaged."""
+        path = self.folder / name
         try:
             value = json.loads(_read_text(path, MOST_JSON_BYTES))
         except (ValueError, RecursionError) as error:
@@ -274,7 +297,7 @@ class Run:
         except OSError as error:
             raise UserError(
                 f"{self.folder / name}: cannot be written ({error.strerror}). What was measured "
-                f"before is kept; make room, then: python run_bench.py --resume {self.folder}"
+                f"before is kept; make room, then: python {self.program} --resume {self.folder}"
             ) from None
 
 
@@ -313,7 +336,7 @@ def _parse(path: Path, text: str, row_type: type) -> pd.DataFrame:
             raise UserError(f"{path}: column {name} holds what is not a number") from None
         if field_.default is MISSING and table[name].isna().any() and name != "loss":
             raise UserError(f"{path}: column {name} has an empty cell")
-    if row_type is Record and not table["status"].dropna().isin(get_args(Status)).all():
+    if "status" in table and not table["status"].dropna().isin(get_args(Status)).all():
         raise UserError(
             f"{path}: column status holds what is none of {', '.join(get_args(Status))}"
         )

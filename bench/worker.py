@@ -250,7 +250,8 @@ def serve(kind: type[Plan], run: Callable[[Plan, Events, Callable[[], bool]], No
     except Exception as error:
         traceback.print_exc()  # for the log
         status = "oom" if is_out_of_memory(error) else "failed"
-        events.send("end", status=status, error=last_line(error))
+        said = str(error) if isinstance(error, UserError) else last_line(error)
+        events.send("end", status=status, error=said)
         return 1
 
 

@@ -1,0 +1,212 @@
+"""A training as a file, and back, to the last bit.
+
+`<method>-<seed>.safetensors` holds tensors by name and one JSON value; nothing in it can run.
+
+    network.<name>                      weights and buffers
+    ema.<parameter>                     their moving average
+    optimizer.<parameter>.<state>       whatever the optimizer keeps, in its own dtype
+    rng.torch, rng.cuda                 states of PyTorch's generators, uint8
+    metadata "progress"                 `Progress`, as JSON
+
+It is read into a training that was built before: names, shapes and dtypes must be those that the
+training has, or nothing is read.
+"""
+
+import json
+import math
+import os
+import random
+import stat
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from bench.errors import UserError
+from bench.plain import from_plain
+from bench.predict import make_state
+from bench.quality.ema import Ema
+
+MOST_HEADER_BYTES = 2**24
+_MOST_STEPS = 10**8
+
+
+@dataclass
+class Progress:
+    """How far a training has come, beside its tensors."""
+
+    method: str
+    seed: int
+    step: int = 0
+    """Steps done; as many batches have been drawn from the order of the data."""
+    validations: int = 0
+    """Of the planned ones, those that are over."""
+    elapsed_s: float = 0.0
+    """Of training."""
+    energy_j: float | None = 0.0
+    """Of training; None once a part of it could not be measured."""
+    energy_source: str | None = None
+    loss_sum: float = 0.0
+    loss_count: int = 0
+    """Of the steps since the last validation."""
+    val_mse: float | None = None
+    val_mse_ema: float | None = None
+    """Of the last validation."""
+    peak_memory_bytes: int | None = None
+    peak_memory_source: str | None = None
+
+
+@dataclass(frozen=True)
+class _Header:
+    progress: Progress
+    python_rng: tuple[int, ...]
+    """State of the generator of patches (Python's Mersenne twister)."""
+
+
+class Checkpoint:
+    """The file of one training.
+
+    Args:
+        rng: where the training's patches come from.
+        device: whose generator the noise comes from.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        network: nn.Module,
+        ema: Ema,
+        optimizer: torch.optim.Optimizer,
+        rng: random.Random,
+        device: torch.device,
+    ) -> None:
+        self.path = path
+        self.network, self.ema, self.optimizer = network, ema, optimizer
+        self.rng, self.device = rng, device
+
+    def write(self, progress: Progress) -> None:
+        """Whole or not at all, and on the disk when it returns; UserError where that fails."""
+        _, state, _ = self.rng.getstate()
+        header = json.dumps(asdict(_Header(progress, state)))
+        tensors = {name: tensor.contiguous() for name, tensor in self._tensors().items()}
+        part = self.path.with_name(self.path.name + ".part")
+        try:
+            self.path.parent.mkdir(exist_ok=True)
+            save_file(tensors, part, metadata={"progress": header})
+            with part.open("rb") as file:
+                os.fsync(file.fileno())
+            os.replace(part, self.path)
+        except (OSError, SafetensorError) as error:
+            with suppress(OSError):
+                part.unlink(missing_ok=True)
+            reason = getattr(error, "strerror", None) or _one_line(error)
+            raise UserError(f"{self.path}: cannot be written ({reason})") from None
+
+    def read(self, method: str, seed: int) -> Progress | None:
+        """Put the training where it was when the file was written; None if there is no file.
+
+        Raises UserError for what is not a checkpoint of this very training, which has then to be
+        built anew.
+        """
+        if not self.path.exists():
+            return None
+        make_state(self.optimizer)  # so that it is known what there must be
+        self.optimizer.zero_grad(set_to_none=True)
+        try:
+            header, found = self._load(self._tensors())
+            if (header.progress.method, header.progress.seed) != (method, seed):
+                raise ValueError(f"it is of {header.progress.method:.40} {header.progress.seed}")
+            _check(header.progress)
+            self._restore(header, found)
+        except (OSError, SafetensorError, RecursionError, ValueError, TypeError, KeyError,
+                OverflowError, RuntimeError) as error:  # fmt: skip
+            raise UserError(
+                f"{self.path}: not a checkpoint of this training ({_one_line(error)}); "
+                "remove it to train from the start"
+            ) from None
+        return header.progress
+
+    def _load(self, wanted: dict[str, Tensor]) -> tuple[_Header, dict[str, Tensor]]:
+        status = self.path.stat()
+        if not stat.S_ISREG(status.st_mode):  # a pipe would keep us waiting
+            raise ValueError("not a file")
+        most = sum(tensor.nbytes for tensor in wanted.values()) + MOST_HEADER_BYTES
+        if status.st_size > most:
+            raise ValueError(f"{status.st_size} bytes are more than it can have")
+        with safe_open(self.path, framework="pt") as file:
+            header = from_plain(_Header, json.loads((file.metadata() or {})["progress"]))
+            names = set(file.keys())
+            for name in sorted(wanted.keys() ^ names):
+                raise ValueError(f"it {'has' if name in names else 'lacks'} {name[:80]!r}")
+            found = {}
+            for name, tensor in wanted.items():
+                shape = tuple(file.get_slice(name).get_shape())
+                if shape != tuple(tensor.shape):
+                    raise ValueError(f"{name} is {shape}, not {tuple(tensor.shape)}")
+                found[name] = file.get_tensor(name)
+                if found[name].dtype != tensor.dtype:
+                    raise ValueError(f"{name} is {found[name].dtype}, not {tensor.dtype}")
+        return header, found
+
+    @torch.no_grad()
+    def _restore(self, header: _Header, found: dict[str, Tensor]) -> None:
+        # The generators first: only they can still refuse.
+        self.rng.setstate((3, header.python_rng, None))
+        torch.set_rng_state(found.pop("rng.torch"))
+        if self.device.type == "cuda":
+            torch.cuda.set_rng_state(found.pop("rng.cuda"), self.device)
+        for name, tensor in self._in_place().items():
+            tensor.copy_(found[name])
+        for name, state, key in self._numbers():
+            state[key] = int(found[name])
+
+    def _tensors(self) -> dict[str, Tensor]:
+        numbers = {name: torch.tensor(state[key]) for name, state, key in self._numbers()}
+        generators = {"rng.torch": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            generators["rng.cuda"] = torch.cuda.get_rng_state(self.device)
+        return self._in_place() | numbers | generators
+
+    def _in_place(self) -> dict[str, Tensor]:
+        """The tensors that the training itself works on."""
+        tensors = {f"network.{name}": value for name, value in self.network.state_dict().items()}
+        tensors |= {f"ema.{name}": value for name, value in self.ema.means.items()}
+        for name, state in self._optimizer_state():
+            for key, value in state.items():
+                if isinstance(value, Tensor):
+                    tensors[f"{name}.{key}"] = value
+        return tensors
+
+    def _numbers(self) -> list[tuple[str, dict, str]]:
+        """Whole numbers that the optimizer keeps beside its tensors: name, and where they are."""
+        return [
+            (f"{name}.{key}", state, key)
+            for name, state in self._optimizer_state()
+            for key, value in state.items()
+            if isinstance(value, int)
+        ]
+
+    def _optimizer_state(self) -> list[tuple[str, dict]]:
+        return [
+            (f"optimizer.{name}", self.optimizer.state[parameter])
+            for name, parameter in self.network.named_parameters()
+            if parameter in self.optimizer.state
+        ]
+
+
+def _check(progress: Progress) -> None:
+    """ValueError for numbers that no training writes."""
+    counts = (progress.step, progress.validations, progress.loss_count)
+    if not all(0 <= count <= _MOST_STEPS for count in counts):
+        raise ValueError("it has a count that cannot be")
+    numbers = (progress.elapsed_s, progress.energy_j or 0.0, progress.loss_sum)
+    if not all(math.isfinite(number) for number in numbers) or progress.elapsed_s < 0:
+        raise ValueError("it has a time, an energy or a loss that cannot be")
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200]

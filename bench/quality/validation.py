@@ -1,0 +1,97 @@
+"""Validation: the mean square error of ε, on inputs that are the same for every method.
+
+Each volume is shown at timesteps of its own, with noise of its own. Neither is drawn while it
+trains: both follow from the seed and from where the volume stands, so that methods, seeds and
+steps are compared on the very same tensors.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from bench.diffusion import Denoiser, Diffusion
+from bench.presets import Precision
+from bench.training import autocast_dtype
+
+LEAST_PAIRS = 24
+"""Pairs of volume and timestep. The error falls from 1 to a few percent over the timesteps: fewer
+would follow that curve too coarsely for a mean."""
+
+
+def denoiser(network: nn.Module, precision: Precision, device: torch.device) -> Denoiser:
+    """ε = f(x_t, t) of whole volumes, (B, C, D, H, W) and (B,) int64, in the training's precision.
+
+    Without gradients, on the weights that the network has when it is called. ε is float32.
+    """
+    dtype = autocast_dtype(precision)
+
+    @torch.no_grad()
+    def denoise(x_t: Tensor, t: Tensor) -> Tensor:
+        training = network.training
+        network.eval()
+        try:
+            with torch.autocast(device.type, dtype, enabled=dtype is not None):
+                return network(x_t, t).float()
+        finally:
+            network.train(training)
+
+    return denoise
+
+
+class Validation:
+    """The ε-MSE of a denoiser over fixed pairs of volume and timestep.
+
+    The timesteps are the middles of equal strata of [0, T), one stratum a pair. Each volume has
+    them spread over the whole range: volume i of n has strata i, i + n, i + 2n, …
+
+    Args:
+        volumes: (N, C, D, H, W) float32 in [0, 1], as `bench.data.load` gives them.
+        members: which of them validate.
+        seed: of the noise.
+        batch_size: how many the denoiser is given at a time; the result does not depend on it
+            beyond rounding.
+    """
+
+    def __init__(
+        self,
+        volumes: np.ndarray,
+        members: Sequence[int],
+        seed: int,
+        batch_size: int,
+        device: torch.device,
+    ) -> None:
+        self.volumes, self.members = volumes, members
+        self.seed, self.batch_size, self.device = seed, batch_size, device
+        self.diffusion = Diffusion(device=device)
+        self.pairs = len(members) * math.ceil(LEAST_PAIRS / len(members))
+        stratum = self.diffusion.timesteps / self.pairs
+        self.timesteps = [int((index + 0.5) * stratum) for index in range(self.pairs)]
+
+    def __call__(self, denoise: Denoiser) -> float:
+        """The mean over all pairs and voxels; 1 for a denoiser that always says 0."""
+        errors = [
+            error
+            for first in range(0, self.pairs, self.batch_size)
+            for error in self._errors(
+                range(first, min(first + self.batch_size, self.pairs)), denoise
+            )
+        ]
+        return math.fsum(errors) / self.pairs
+
+    def noise(self, pair: int) -> Tensor:
+        """ε of a pair, (C, D, H, W). Drawn on the CPU, so that it is the same on every device."""
+        rng = np.random.default_rng([self.seed, pair])
+        shape = self.volumes.shape[1:]
+        return torch.from_numpy(rng.standard_normal(shape, dtype=np.float32))
+
+    def _errors(self, pairs: range, denoise: Denoiser) -> list[float]:
+        chosen = np.stack([self.volumes[self.members[i % len(self.members)]] for i in pairs])
+        x_0 = self.diffusion.scale_in(torch.from_numpy(chosen).to(self.device))
+        eps = torch.stack([self.noise(pair) for pair in pairs]).to(self.device)
+        t = torch.tensor([self.timesteps[pair] for pair in pairs], device=self.device)
+        predicted = denoise(self.diffusion.q_sample(x_0, t, eps), t)
+        squares: list[float] = (predicted - eps).square().flatten(1).mean(dim=1).tolist()
+        return squares

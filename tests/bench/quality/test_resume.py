@@ -1,0 +1,130 @@
+"""A training that was killed goes on as if nothing had happened, to the last bit."""
+
+import os
+import signal
+from dataclasses import replace
+
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from bench.methods import METHODS
+from bench.presets import Workload
+from bench.quality.learning import QualityRun
+from bench.quality.runner import run_trainings
+from bench.training import Window
+from tests.bench.quality.trainings import Watcher, losses, tiny_plan, train
+
+EVERYDAY = ("patchddm", "idm-lean")
+"""A generator and an optimizer of their own."""
+EXACT = ["step", "loss_train", "val_mse", "val_mse_ema", "learning_rate"]
+
+
+@pytest.fixture
+def runs(tmp_path) -> tuple[QualityRun, QualityRun]:
+    return QualityRun.create(tmp_path, "whole"), QualityRun.create(tmp_path, "killed")
+
+
+def worker() -> psutil.Process:
+    (found,) = (
+        child
+        for child in psutil.Process().children()
+        if child.status() != psutil.STATUS_ZOMBIE and "bench.quality.trainee" in child.cmdline()
+    )
+    return found
+
+
+def assert_same_training(one: QualityRun, other: QualityRun, method: str) -> None:
+    """Curves and every tensor of the last checkpoint, to the last bit."""
+    curves = [run.learning()[EXACT] for run in (one, other)]
+    assert curves[0].equals(curves[1])
+    assert curves[0]["step"].tolist() == [0, 2, 4, 6]
+    first, second = (load_file(run.checkpoint(method, 0)) for run in (one, other))
+    assert first.keys() == second.keys()
+    for name, tensor in first.items():
+        assert torch.equal(tensor, second[name]), name
+
+
+@pytest.mark.parametrize("method", ["idm", pytest.param("idm-lean", marks=pytest.mark.slow)])
+def test_killed_by_sigkill(runs, method, tmp_path):
+    """Its process is killed at step 5, and its last checkpoint is that of step 1 or 2."""
+    whole, killed = runs
+    plan = tiny_plan(whole, method=method)
+    expected = losses(train(plan))
+    plan = replace(plan, folder=str(killed.folder))
+    path, kept = killed.checkpoint(method, 0), tmp_path / "kept"
+
+    def act(fraction: float) -> None:
+        if fraction == 2 / 6:
+            kept.write_bytes(path.read_bytes())
+        if fraction == 5 / 6:
+            os.kill(worker().pid, signal.SIGKILL)
+
+    run_trainings(killed, [plan], Watcher(act))
+    (record,) = killed.trained().to_dict("records")
+    assert record["status"] == "failed"
+    assert "SIGKILL" in record["error"]
+    os.replace(kept, path)
+    assert killed.learning()["step"].max() == 4
+    with (killed.folder / "learning.csv").open("a") as file:
+        file.write(f"{method},0,6,0.")
+
+    redone = losses(train(plan))
+    assert len(redone) in (4, 5)  # step 2 was told of before its checkpoint was written
+    assert all(expected[step] == loss for step, loss in redone.items())
+    assert_same_training(whole, killed, method)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        method if method in EVERYDAY else pytest.param(method, marks=pytest.mark.slow)
+        for method in METHODS
+    ],
+)
+def test_stopped_and_gone_on_with(runs, method):
+    """As after Ctrl-C; the patches of patchddm come from a generator of their own."""
+    whole, stopped = runs
+    plan = tiny_plan(whole, method=method)
+    if method == "patchddm":
+        plan = replace(plan, work=Workload(8, 4, 2, (8, 32), 1, "fp32"))
+    expected = losses(train(plan))
+    plan = replace(plan, folder=str(stopped.folder))
+    found = losses(train(plan, stop_after=3))
+    assert list(found) == [1, 2, 3]
+    assert stopped.learning()["step"].tolist() == [0, 2]
+    found |= losses(train(plan))
+    assert found == expected
+    assert_same_training(whole, stopped, method)
+
+
+def test_killed_before_the_first_checkpoint(runs):
+    whole, killed = runs
+    plan = tiny_plan(whole)
+    train(plan)
+    plan = replace(plan, folder=str(killed.folder))
+    train(plan, stop_after=3)
+    killed.checkpoint("idm", 0).unlink()
+    train(plan)
+    assert_same_training(whole, killed, "idm")
+
+
+def test_a_training_that_is_over_is_not_trained_on(runs):
+    run, _ = runs
+    plan = tiny_plan(run)
+    train(plan)
+    before = (run.folder / "learning.csv").read_bytes()
+    assert losses(train(plan)) == {}
+    assert (run.folder / "learning.csv").read_bytes() == before
+
+
+def test_minutes_go_on_where_they_were(runs):
+    """The time of a training in minutes is that of all its processes."""
+    run, _ = runs
+    plan = tiny_plan(run, window=Window(seconds=1.0))
+    first = [event for event in train(plan, stop_after=2) if event["event"] == "step"]
+    second = [event for event in train(plan) if event["event"] == "step"]
+    assert second[0]["step"] == 3
+    assert second[0]["elapsed_s"] > first[-1]["elapsed_s"]
+    assert second[-1]["elapsed_s"] >= 1 > second[-2]["elapsed_s"]
