@@ -1,0 +1,1 @@
+"""Whether it learns: training to a budget, samples, scores."""
