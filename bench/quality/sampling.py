@@ -17,7 +17,7 @@ from bench.diffusion import Denoiser, Diffusion
 from bench.probes import Columns
 from bench.probes.memory import MemoryProbe
 
-Sampler = Literal["ddpm", "ddim"]
+Sampler = Literal["ddpm", "ddpm-clipped", "ddim"]
 DDIM_STEPS = 50
 
 
@@ -36,10 +36,11 @@ def generate(
     Args:
         denoiser: in evaluation mode, on `device`.
         shape: (N, C, D, H, W).
-        sampler: `ddpm` is eq. (7) with all 2,000 steps; `ddim` skips most of them.
-        steps: calls of the denoiser; by default 2,000 for `ddpm`, which has no other number, and
-            50 for `ddim`.
-        seed: of x_T and, with `ddpm`, of the noise of every step. The same seed gives the same
+        sampler: `ddpm` is eq. (7) with all 2,000 steps, `ddpm-clipped` the same with the volume
+            that each step sees clamped (`clipped`); `ddim` skips most steps (`strided`).
+        steps: calls of the denoiser; by default 50 for `ddim`, and 2,000 for the others, which
+            have no other number.
+        seed: of x_T and, but for `ddim`, of the noise of every step. The same seed gives the same
             volumes on one kind of device.
         progress: told the share that is done, 0 to 1, after every step.
 
@@ -52,6 +53,8 @@ def generate(
     steps = sampler_steps(sampler, steps)
     if sampler == "ddpm":
         chain = diffusion.sample(denoiser, x, generator)
+    elif sampler == "ddpm-clipped":
+        chain = clipped(diffusion, denoiser, x, generator)
     else:
         chain = strided(diffusion, denoiser, x, steps)
     for done in range(1, steps + 1):
@@ -64,13 +67,40 @@ def generate(
 def sampler_steps(sampler: Sampler, steps: int | None = None) -> int:
     """Calls of the denoiser that `generate` makes; ValueError as there."""
     most = Diffusion().timesteps
-    if sampler == "ddpm":
+    if sampler != "ddim":
         if steps not in (None, most):
-            raise ValueError(f"ddpm samples in {most} steps, not {steps}; ddim takes fewer")
+            raise ValueError(f"{sampler} samples in {most} steps, not {steps}; ddim takes fewer")
         return most
     if steps is not None and not 1 <= steps <= most:
         raise ValueError(f"ddim samples in 1 to {most} steps, not {steps}")
     return steps or DDIM_STEPS
+
+
+@torch.no_grad()
+def clipped(
+    diffusion: Diffusion, denoiser: Denoiser, x_T: Tensor, generator: torch.Generator
+) -> Iterator[Tensor]:
+    """Eq. (7) with the x_0 that each step sees clamped to [−1, 1]; yields as `Diffusion.sample`.
+
+    Eq. (7) is the mean of q(x_t−1 | x_t, x_0) for the x_0 that eps claims (Ho et al. 2020, eqs.
+    (7) and (9)); clamping that x_0, as Ho et al. and Nichol & Dhariwal do in their code, changes
+    nothing while it lies within. The last beta of the cosine schedule is 0.999, so that eq. (7)
+    as it stands multiplies the error of eps in its first step by 0.999 / √0.001 = 32: a network
+    that has trained for minutes does not come back from there.
+    """
+    x_t = x_T
+    for step in reversed(range(diffusion.timesteps)):
+        t = torch.full((x_t.shape[0],), step, dtype=torch.int64, device=x_t.device)
+        alpha, alpha_bar, beta = (
+            each[step] for each in (diffusion.alpha, diffusion.alpha_bar, diffusion.beta)
+        )
+        before = diffusion.alpha_bar[step - 1] if step > 0 else torch.ones_like(alpha_bar)
+        x_0 = diffusion.predict_x_0(x_t, t, denoiser(x_t, t)).clamp(-1, 1)
+        x_t = (before.sqrt() * beta * x_0 + alpha.sqrt() * (1 - before) * x_t) / (1 - alpha_bar)
+        if step > 0:
+            z = torch.randn(x_t.shape, generator=generator, device=x_t.device)
+            x_t = x_t + beta.sqrt() * z
+        yield x_t
 
 
 @torch.no_grad()

@@ -1,7 +1,9 @@
 """Samplers against a distribution that is known, MONAI's steps, and files read back."""
 
 import itertools
+import math
 import random
+from functools import partial
 from pathlib import Path
 
 import nibabel as nib
@@ -16,7 +18,14 @@ from bench.diffusion import TIMESTEPS, Diffusion, cosine_alpha_bar
 from bench.methods import METHODS
 from bench.presets import Overrides
 from bench.probes.memory import MemoryProbe
-from bench.quality.sampling import generate, sampler_steps, sampling_memory, strided, write_nifti
+from bench.quality.sampling import (
+    clipped,
+    generate,
+    sampler_steps,
+    sampling_memory,
+    strided,
+    write_nifti,
+)
 
 MEAN, SD = 0.2, 0.15
 """Of x_0 in [−1, 1]: 0.6 and 0.075 in [0, 1], where nothing is clamped."""
@@ -29,7 +38,9 @@ def best_eps(x_t: Tensor, t: Tensor) -> Tensor:
     return (1 - alpha_bar).sqrt() * (x_t - alpha_bar.sqrt() * MEAN) / variance
 
 
-@pytest.mark.parametrize(("sampler", "steps"), [("ddpm", None), ("ddim", 400)])
+@pytest.mark.parametrize(
+    ("sampler", "steps"), [("ddpm", None), ("ddpm-clipped", None), ("ddim", 400)]
+)
 def test_a_sampler_recovers_a_known_gaussian(sampler, steps):
     volumes = generate(best_eps, (2, 1, 20, 20, 20), sampler, steps, seed=1)
     # 16,000 draws: standard errors 0.0006 and 0.0004, and what the steps are too coarse by.
@@ -95,6 +106,29 @@ def test_ddim_clamps_what_its_steps_take_for_the_volume():
 
     for x in strided(Diffusion(), off, torch.randn(1, 1, 8, 8, 8), 50):
         assert x.abs().max() < 6
+
+
+def test_clipping_changes_nothing_while_the_volume_lies_within():
+    """Eq. (7) by its posterior is eq. (7): the same noise gives the same volumes."""
+    plain, clamped = (generate(best_eps, (1, 1, 8, 8, 8), s, seed=2) for s in
+                      ("ddpm", "ddpm-clipped"))  # fmt: skip
+    assert torch.allclose(plain, clamped, atol=2e-3)
+
+
+def test_an_error_at_the_first_step_throws_only_eq_7_as_it_stands_off():
+    """eps wrong by 0.1 at t = T: its first step multiplies that by 0.999 / √0.001."""
+
+    def off(x_t: Tensor, t: Tensor) -> Tensor:
+        return best_eps(x_t, t) + (0.1 if t[0] == TIMESTEPS - 1 else 0.0)
+
+    x_T, diffusion = torch.randn(1, 1, 8, 8, 8), Diffusion()
+    plain, kept = (
+        next(chain(off, x_T, torch.Generator().manual_seed(0)))
+        for chain in (diffusion.sample, partial(clipped, diffusion))
+    )
+    right = next(diffusion.sample(best_eps, x_T, torch.Generator().manual_seed(0)))
+    assert (plain - right).mean().item() == pytest.approx(-0.1 * 0.999 / math.sqrt(1e-3), rel=0.01)
+    assert (kept - right).abs().max() < 0.01
 
 
 def test_every_step_is_told_of():
