@@ -11,10 +11,11 @@ Samples have a protocol of their own, named after the sampler and its steps (`dd
 """
 
 import csv
+import io
 import math
 import statistics
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -24,6 +25,7 @@ from bench.diffusion import TIMESTEPS, Denoiser, Diffusion
 from bench.probes import Columns
 from bench.quality import metrics
 from bench.quality.sampling import Sampler, sampler_steps
+from bench.results import column_names
 
 TIMES = (TIMESTEPS // 10, TIMESTEPS // 4, TIMESTEPS // 2, 3 * TIMESTEPS // 4)
 HEADLINE = TIMESTEPS // 4
@@ -208,13 +210,16 @@ def best_batch(psnr: Tensor, batch_size: int) -> slice:
     return max(batches, key=lambda batch: psnr[batch].mean().item())
 
 
-def write_scores(path: Path, scores: Sequence[Score]) -> None:
-    """`quality.csv`, whole; a row a score, as they come."""
-    names = [field.name for field in fields(Score)]
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
+def append_scores(path: Path, scores: Sequence[Score]) -> None:
+    """Adds rows to `quality.csv`, which is made if it is not there: a method after the other."""
+    names = column_names(Score)
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    if not path.exists():
         writer.writerow(names)
-        writer.writerows([getattr(score, name) for name in names] for score in scores)
+    writer.writerows([getattr(score, name) for name in names] for score in scores)
+    with path.open("a", newline="") as file:  # in one piece: a kill leaves all of them or none
+        file.write(text.getvalue())
 
 
 def _measure(

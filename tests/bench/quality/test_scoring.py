@@ -17,11 +17,12 @@ from bench.quality.scoring import (
     HEADLINE,
     TIMES,
     Score,
+    append_scores,
     best_batch,
     score,
     score_samples,
-    write_scores,
 )
+from bench.results import read_table
 from tests.bench.quality.test_sampling import TwoConvolutions
 
 
@@ -192,14 +193,18 @@ def test_one_sample_of_nothing_has_no_numbers_rather_than_wrong_ones(brains):
     assert {row.column for row in rows} == {"ms_ssim_real", "histogram_distance_real"}
 
 
-def test_the_file_is_read_back_as_it_was(brains, tmp_path: Path):
+def test_the_file_grows_by_a_method_and_is_read_back_as_it_was(brains, tmp_path: Path):
+    path = tmp_path / "quality.csv"
     scores = score(nothing, brains, ("t1", "t2"), 0, method="idm", training_seed=3, data="phantom")
-    write_scores(tmp_path / "quality.csv", scores)
-    read = pd.read_csv(tmp_path / "quality.csv")
+    more = score(Oracle(brains, 0.5), brains, ("t1", "t2"), 0, method="unet")
+    append_scores(path, scores)
+    append_scores(path, more)
+    read = read_table(path, Score)
     assert list(read.columns[:7]) == [
         "source", "method", "modality", "column", "value", "unit", "note"
     ]  # fmt: skip
-    assert len(read) == len(scores) == 2 * len(TIMES) * 2 * 5
-    assert read["value"].tolist() == [row.value for row in scores]
-    assert set(read["seed"]) == {3}
-    assert set(read["data"]) == {"phantom"}
+    assert len(read) == 2 * len(scores) == 2 * 2 * len(TIMES) * 2 * 5
+    assert read["value"].tolist() == [row.value for row in (*scores, *more)]
+    assert read["seed"].tolist()[: len(scores)] == [3] * len(scores)
+    assert read["seed"].isna().sum() == len(more)
+    assert set(read["timestep"]) == set(TIMES)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from bench.quality.scoring import TIMES, UNITS, Score, write_scores
+from bench.quality.scoring import TIMES, UNITS, Score, append_scores
 from bench.report.quality import write_figure2
 from tests.bench.report.runs import ENVIRONMENT, GIB
 
@@ -80,7 +80,7 @@ def volumes(count: int, seed: int = 0) -> np.ndarray:
 def quality_run(folder: Path, seeds: int = 1) -> Path:
     folder.mkdir(parents=True)
     rows = [s for m in METHODS for seed in range(seeds) for s in scores(m, seed)]
-    write_scores(folder / "quality.csv", rows)
+    append_scores(folder / "quality.csv", rows)
     learning(seeds=seeds).to_csv(folder / "learning.csv", index=False)
     write_figure2(volumes(2), {m: volumes(2, i) for i, m in enumerate(METHODS, 1)}, folder)
     (folder / "environment.json").write_text(json.dumps(ENVIRONMENT))
