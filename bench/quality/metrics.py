@@ -99,7 +99,7 @@ def ms_ssim_scales(side: int) -> int:
     )
 
 
-def pairwise_ms_ssim(volumes: Tensor, most: int = 16) -> Tensor:
+def pairwise_ms_ssim(volumes: Tensor, most: int = 8) -> Tensor:
     """`ms_ssim` of every pair among the first `most` volumes, (pairs,): high where all look alike.
 
     A sampler that always draws the same head has 1. One volume has no pairs: the result is empty.
