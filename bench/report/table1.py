@@ -5,7 +5,8 @@ that computed it.
 """
 
 import math
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pandas as pd
 from bench.report import published
 from bench.report.grid import NOTHING, Cell, Grid, as_rows, significant
 from bench.report.quality import name_runs
-from bench.report.tables import GIB, write
+from bench.report.tables import GIB, Row, write
 
 HEADLINE = 500
 """The timestep of Table 1: t = T/4 of the schedule's T = 2,000."""
@@ -44,23 +45,21 @@ def table1(quality: pd.DataFrame | None = None) -> pd.DataFrame:
 
 def table1_grid(quality: pd.DataFrame | None = None) -> Grid:
     """A row a method, modality and protocol, at t = T/4; published rows are marked as such."""
-    rows = table1(quality)
-    at_headline = rows["timestep"].isna() | (rows["timestep"] == HEADLINE)
-    rows = rows[at_headline & rows["column"].isin(_SCORES)]
+    rows = [row for row in _rows(quality) if row["timestep"] in (None, HEADLINE)]
+    rows = [row for row in rows if row["column"] in _SCORES]
+    modalities = list(dict.fromkeys(row["modality"] for row in rows))
+    rows.sort(key=lambda row: modalities.index(row["modality"]))
     shown = []
-    for modality in dict.fromkeys(rows["modality"]):
-        of_modality = rows[rows["modality"] == modality]
-        for key, group in of_modality.groupby(_KEYS, sort=False, dropna=False):
-            _, method, origin, protocol, _ = key
-            name = published.NAMES.get(method, method) if origin == "paper" else method
-            shown.append(
-                (
-                    Cell(f"{name}, {str(modality).upper()}"),
-                    Cell("published" if origin == "paper" else "here"),
-                    Cell(_protocol(protocol, group)),
-                    *(_cell(group, column) for column in _SCORES),
-                )
+    for (modality, method, origin, _, _), of_row in _grouped(rows, _KEYS).items():
+        name = published.NAMES.get(method, method) if origin == "paper" else method
+        shown.append(
+            (
+                Cell(f"{name}, {str(modality).upper()}"),
+                Cell("published" if origin == "paper" else "here"),
+                Cell(_protocol(of_row)),
+                *(_cell(of_row, column) for column in _SCORES),
             )
+        )
     return Grid(
         "Table 1", _caption(rows),
         ("", "from", "protocol", "PSNR (dB)", "noisy input (dB)", "SSIM", "MAE of ε"),
@@ -70,18 +69,17 @@ def table1_grid(quality: pd.DataFrame | None = None) -> Grid:
 
 def noise_levels_grid(quality: pd.DataFrame | None = None) -> Grid | None:
     """What was trained here at every timestep that was scored, over the validation volumes."""
-    rows = table1(quality)
-    rows = rows[(rows["protocol"] == VALIDATION) & rows["timestep"].notna()]
-    if rows.empty:
+    rows = [row for row in _rows(quality) if row["protocol"] == VALIDATION and row["timestep"]]
+    if not rows:
         return None
     shown = [
         (
-            Cell(f"{key[1]}, {str(key[0]).upper()}"),
+            Cell(f"{method}, {str(modality).upper()}"),
             Cell(f"{step:g}", step),
-            *(_cell(of_method[of_method["timestep"] == step], name) for name in (*_SCORES, "mse")),
+            *(_cell(at_step, column) for column in (*_SCORES, "mse")),
         )
-        for key, of_method in rows.groupby(_KEYS, sort=False, dropna=False)
-        for step in sorted(set(of_method["timestep"].astype(float)))
+        for (modality, method, *_), of_method in _grouped(rows, _KEYS).items()
+        for (step,), at_step in sorted(_grouped(of_method, ["timestep"]).items())
     ]
     return Grid(
         "Table 1, at other noise levels",
@@ -93,18 +91,15 @@ def noise_levels_grid(quality: pd.DataFrame | None = None) -> Grid | None:
 
 def samples_grid(quality: pd.DataFrame | None = None) -> Grid | None:
     """Samples beside real volumes, and what sampling takes; None where nothing was sampled."""
-    rows = table1(quality)
-    rows = rows[rows["protocol"].astype(str).str.match(r"dd[a-z-]+-\d+$")]
-    if rows.empty:
+    rows = [row for row in _rows(quality) if re.fullmatch(r"dd[a-z-]+-\d+", str(row["protocol"]))]
+    if not rows:
         return None
     shown = []
-    for key, group in rows.groupby(["method", "protocol", "data"], sort=False, dropna=False):
-        method, protocol, _ = map(str, key)
-        sampler, _, steps = protocol.rpartition("-")
-        memory = _cell(group, "sampling_peak_memory_bytes", 1 / GIB)
-        for modality in dict.fromkeys(group["modality"]):
-            of_modality = group[group["modality"] == modality]
-            if not of_modality["column"].isin(_SAMPLES).any():
+    for (method, protocol, _), drawn in _grouped(rows, ["method", "protocol", "data"]).items():
+        sampler, _, steps = str(protocol).rpartition("-")
+        memory = _cell(drawn, "sampling_peak_memory_bytes", 1 / GIB)
+        for (modality,), of_modality in _grouped(drawn, ["modality"]).items():
+            if not any(row["column"] in _SAMPLES for row in of_modality):
                 continue
             shown.append(
                 (
@@ -145,20 +140,37 @@ def write_table1(out: Path, quality: pd.DataFrame | None = None) -> list[Path]:
     return write(out, "table1", table1(quality), grids(quality))
 
 
-def _protocol(protocol: Any, group: pd.DataFrame) -> str:
-    if isinstance(protocol, str):
-        counts = " / ".join(f"{count:g}" for count in dict.fromkeys(group["count"].dropna()))
+def _rows(quality: pd.DataFrame | None) -> list[Row]:
+    """The rows of `table1`, None where a cell is empty."""
+    return [
+        {name: None if pd.isna(value) else value for name, value in row.items()}
+        for row in as_rows(table1(quality))
+    ]
+
+
+def _grouped(rows: Sequence[Row], names: Sequence[str]) -> dict[tuple[Any, ...], list[Row]]:
+    """By the values of these columns, in the order in which they come."""
+    groups: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row[name] for name in names), []).append(row)
+    return groups
+
+
+def _protocol(rows: Sequence[Row]) -> str:
+    protocol = rows[0]["protocol"]
+    if protocol is not None:
+        counts = dict.fromkeys(f"{row['count']:g}" for row in rows if row["count"] is not None)
         words = {BEST_BATCH: "best batch of", VALIDATION: "validation, n ="}
-        return f"{words.get(protocol, protocol)} {counts}".strip()
-    if (group["origin"] == "here").all():
+        return f"{words.get(protocol, protocol)} {' / '.join(counts)}".strip()
+    if rows[0]["origin"] == "here":
         return NOTHING
-    notes = " ".join(map(str, group["note"].dropna()))
-    return "best batch of 2" if "best single validation batch of 2" in notes else "its authors'"
+    own = any("best single validation batch of 2" in str(row["note"]) for row in rows)
+    return "best batch of 2" if own else "its authors'"
 
 
-def _cell(group: pd.DataFrame, column: str, scale: float = 1.0) -> Cell:
+def _cell(rows: Sequence[Row], column: str, scale: float = 1.0) -> Cell:
     """The number of one seed with its deviation, or of several their mean, least and most."""
-    rows = [row for row in as_rows(group[group["column"] == column]) if pd.notna(row["value"])]
+    rows = [row for row in rows if row["column"] == column and row["value"] is not None]
     if not rows:
         return Cell(NOTHING)
     values = [float(row["value"]) * scale for row in rows]
@@ -170,7 +182,7 @@ def _cell(group: pd.DataFrame, column: str, scale: float = 1.0) -> Cell:
         low, high = _digits(column, min(values)), _digits(column, max(values))
         if low != high:
             text += f" [{low}, {high}]"
-        elif len(values) == 1 and pd.notna(rows[0]["sd"]):
+        elif len(values) == 1 and rows[0]["sd"] is not None:
             text += f" ± {_digits(column, float(rows[0]['sd']) * scale)}"
     return Cell(text, mean, _source(rows))
 
@@ -184,24 +196,24 @@ def _digits(column: str, value: float) -> str:
     return f"{value:.2f}" if column.startswith("psnr") else f"{value:.3f}"
 
 
-def _source(rows: list[dict[str, Any]]) -> str:
-    said = [str(rows[0][name]) for name in ("source", "note") if pd.notna(rows[0][name])]
-    if pd.notna(rows[0]["count"]):
-        said.append(f"n = {int(rows[0]['count'])}")
+def _source(rows: Sequence[Row]) -> str:
+    said = [str(rows[0][name]) for name in ("source", "note") if rows[0][name] is not None]
+    if rows[0]["count"] is not None:
+        said.append(f"n = {rows[0]['count']:g}")
     if len(rows) > 1:
         said.append(f"{len(rows)} seeds")
     return "; ".join(said)
 
 
-def _caption(rows: pd.DataFrame) -> str:
-    here = rows[rows["origin"] == "here"]
-    names = [_DATA.get(name, name) for name in dict.fromkeys(here["data"].dropna())]
+def _caption(rows: Sequence[Row]) -> str:
+    data = dict.fromkeys(row["data"] for row in rows if row["data"] is not None)
+    names = [_DATA.get(name, name) for name in data]
     where = f" Here: {'; '.join(names)}." if names else ""
     return f"Image quality. Published: BraTS2020, T1 and T2.{where}"
 
 
-def _notes(rows: pd.DataFrame) -> Iterator[str]:
-    here = rows[rows["origin"] == "here"]
+def _notes(rows: Sequence[Row]) -> Iterator[str]:
+    here = [row for row in rows if row["origin"] == "here"]
     yield (
         "Published: quoted from the paper, which took AGGrGAN, CycleGAN and MT-Net from their own "
         "publications: the rows are not of one protocol."
@@ -210,7 +222,7 @@ def _notes(rows: pd.DataFrame) -> Iterator[str]:
         "The paper does not say at which timestep its PSNR and SSIM were taken, of which volume, "
         "nor what its MAE is the error of."
     )
-    if here.empty:
+    if not here:
         yield "No quality run among these results: nothing is measured here."
         return
     yield (
@@ -224,7 +236,7 @@ def _notes(rows: pd.DataFrame) -> Iterator[str]:
         "Best batch: the paper's protocol, the single batch of validation volumes with the highest "
         "PSNR. Validation: mean ± standard deviation over all n validation volumes."
     )
-    if (here["data"] == "phantom").any():
+    if any(row["data"] == "phantom" for row in here):
         yield (
             "Scores on the embedded brains are no BraTS scores: they vary around one anatomy, and "
             "may be compared with each other only."
@@ -232,6 +244,6 @@ def _notes(rows: pd.DataFrame) -> Iterator[str]:
     yield from _seeds_note(here)
 
 
-def _seeds_note(rows: pd.DataFrame) -> Iterator[str]:
-    if len(set(rows["seed"].dropna())) > 1:
+def _seeds_note(rows: Sequence[Row]) -> Iterator[str]:
+    if len({row["seed"] for row in rows}) > 1:
         yield "Of several seeds: their mean, in brackets the least and the most of them."
