@@ -12,7 +12,7 @@ from bench.methods import Method, find_methods
 from bench.predict import Prediction, describe, predict_method
 from bench.presets import Workload
 from bench.probes import Columns
-from bench.results import Record, write_records
+from bench.results import Record, write_rows
 
 GIB = 2**30
 Row = tuple[Method, Workload, Prediction]
@@ -43,7 +43,7 @@ def run_predict(command: PredictCommand, console: Console) -> int:
         with console.status(f"Predicting {method.name}"):
             rows.append((method, work, predict_method(method, work)))
     path = command.out / "runs.csv"
-    write_records(path, [record(row, command.preset, command.device) for row in rows])
+    write_rows(path, Record, [record(row, command.preset, command.device) for row in rows])
     written = [path]
     if command.timeline:
         from bench.report.timeline import write_timeline

@@ -385,12 +385,12 @@ def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:200]
 
 
-def write_records(path: Path, records: Iterable[Record]) -> None:
-    """A whole table at once, for what is predicted and not measured bit by bit."""
+def write_rows(path: Path, row_type: type, rows: Iterable[Any]) -> None:
+    """A whole table at once, for what is computed and not measured bit by bit."""
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(column_names(Record))
-        writer.writerows([_cell(getattr(r, f.name)) for f in fields(r)] for r in records)
+        writer.writerow(column_names(row_type))
+        writer.writerows([_cell(getattr(row, f.name)) for f in fields(row)] for row in rows)
 
 
 def _make_new_folder(out: Path, name: str) -> Path:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from rich.console import Console
 from rich.table import Table
@@ -14,7 +15,7 @@ from rich.table import Table
 from bench import planning
 from bench.cli import QualityCommand
 from bench.console import ConsoleDisplay
-from bench.data import Source
+from bench.data import Source, load
 from bench.diffusion import TIMESTEPS
 from bench.environment import describe_environment, describe_resumption
 from bench.errors import UserError
@@ -26,8 +27,11 @@ from bench.quality.budget import Question, choose_widths
 from bench.quality.cohort import Cohort, default_subjects, describe_split, divide
 from bench.quality.learning import QualityRun
 from bench.quality.runner import run_trainings
+from bench.quality.sampling import read_nifti
 from bench.quality.scalars import check_tensorboard
 from bench.quality.trainee import Plan
+from bench.report import write_report
+from bench.report.quality import write_figure2
 from bench.sizes import parse_size, show_size
 from bench.training import Training
 
@@ -105,9 +109,31 @@ def _run(
         run_trainings(run, missing, display, timeout)
     records = run.trained()
     console.print(_table(records))
-    for name in ("learning.csv", "trained.csv", "split.json", "checkpoints"):
-        console.print(f"  {run.folder / name}", highlight=False, markup=False)
+    try:
+        written = [*_write_figure2(run, plans), *write_report(run)]
+    except OSError as error:
+        raise UserError(
+            f"{run.folder}: the tables and figures cannot be written ({error.strerror}). Every "
+            "training is kept"
+        ) from None
+    for path in written:
+        console.print(f"  {path}", highlight=False, markup=False)
     return 0 if len(records) == len(plans) and (records["status"] == "ok").all() else 1
+
+
+def _write_figure2(run: QualityRun, plans: Sequence[Plan]) -> list[Path]:
+    """Figure 2, of each method's first training that left samples."""
+    generated: dict[str, np.ndarray] = {}
+    for plan in plans:
+        channels = len(plan.work.modality)
+        samples = read_nifti(run.samples_of(plan.method, plan.seed), channels)
+        if samples is not None and plan.work.volume == plans[0].work.volume:
+            generated.setdefault(plan.method, samples)
+    if not generated:
+        return []
+    volumes = load(Path(plans[0].volumes))
+    real = np.stack([volumes[index] for index in plans[0].val])
+    return write_figure2(real, generated, run.folder, plans[0].work.modality)
 
 
 def _check(command: QualityCommand) -> None:

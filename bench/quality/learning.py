@@ -2,8 +2,10 @@
 
     learning.csv    a row at each validation, appended by the training itself
     trained.csv     a row a training, when it ended
+    quality.csv     what the trained denoisers and their samples are worth (`scoring.Score`)
     split.json      who trains, validates, tests
     checkpoints/    <method>-<seed>.safetensors
+    samples/        <method>-<seed>_<n>.nii.gz
 
 `elapsed_s` and `energy_j` are those of training alone: reading the data, the steps and the moving
 average. Validating, writing checkpoints and the start of the process are not in them.
@@ -16,6 +18,7 @@ from typing import ClassVar
 
 import pandas as pd
 
+from bench.quality.scoring import Score
 from bench.results import Run, Status
 
 
@@ -96,7 +99,11 @@ class Trained:
 class QualityRun(Run):
     """The folder of one quality run."""
 
-    tables: ClassVar[Mapping[str, type]] = {"trained.csv": Trained, "learning.csv": Learning}
+    tables: ClassVar[Mapping[str, type]] = {
+        "trained.csv": Trained,
+        "learning.csv": Learning,
+        "quality.csv": Score,
+    }
     durable: ClassVar[tuple[str, ...]] = ("trained.csv", "learning.csv")
     program: ClassVar[str] = "-m bench quality"
 
@@ -105,6 +112,10 @@ class QualityRun(Run):
 
     def learning(self) -> pd.DataFrame:
         return self._read("learning.csv", Learning)
+
+    def samples_of(self, method: str, seed: int) -> Path:
+        """As `bench.quality.sampling` takes it, which numbers the files."""
+        return self.folder / "samples" / f"{method}-{seed}.nii.gz"
 
     def checkpoint(self, method: str, seed: int) -> Path:
         return self.folder / "checkpoints" / f"{method}-{seed}.safetensors"
@@ -121,3 +132,8 @@ class QualityRun(Run):
             "learning.csv",
             lambda row: (row["method"], row["seed"]) != name or float(row["step"]) <= after,
         )
+
+    def forget_scores(self, method: str, seed: int) -> None:
+        """Take the scores of a training out: it is about to be scored again."""
+        name = method, str(seed)
+        self.keep("quality.csv", lambda row: (row["method"], row["seed"]) != name)

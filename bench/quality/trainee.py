@@ -9,17 +9,16 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from bench.data import load
-from bench.diffusion import Denoiser
 from bench.methods import METHODS
 from bench.presets import Workload
 from bench.probes import Columns, SampledProbe
@@ -30,6 +29,7 @@ from bench.probes.nvml import Card, CardUnavailable
 from bench.probes.sampling import sampling
 from bench.quality.checkpoint import Checkpoint, Progress
 from bench.quality.ema import Ema
+from bench.quality.evaluation import Stopped, evaluate
 from bench.quality.learning import Learning, QualityRun
 from bench.quality.scalars import Scalars
 from bench.quality.validation import Validation, denoiser
@@ -90,29 +90,8 @@ def run(plan: Plan, events: Events, should_stop: Callable[[], bool] = lambda: Fa
     trainee = Trainee(plan, device, events)
     trainee.train(should_stop)
     if trainee.is_over:
-        with trainee.ema.applied():
-            finish(plan, trainee.network, trainee.denoise, trainee.volumes, events, should_stop)
-
-
-def finish(
-    plan: Plan,
-    network: nn.Module,
-    denoise: Denoiser,
-    volumes: np.ndarray,
-    events: Events,
-    should_stop: Callable[[], bool],
-) -> None:
-    """What follows a training: the place for scores and samples.
-
-    Args:
-        network: with the averaged weights.
-        denoise: its ε of whole volumes, (B, C, D, H, W) and (B,) int64, without gradients, in the
-            precision of the training.
-        volumes: (N, C, D, H, W) float32 in [0, 1], of which `plan.train` and `plan.val` are the
-            indices of those that trained and those that validate.
-        events: `events.stage(name)` shows what is done, `events.columns` adds to `trained.csv`.
-        should_stop: whether Ctrl-C was typed; what is not done then is done by `--resume`.
-    """
+        with trainee.ema.applied(), suppress(Stopped):
+            evaluate(plan, trainee.network, trainee.denoise, trainee.volumes, events, should_stop)
 
 
 def learning_rate(training: Training, fraction: float) -> float:

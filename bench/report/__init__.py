@@ -1,16 +1,16 @@
 """From the files of runs to tables, figures and a page. Reads files, never a live trial.
 
 Evidence (`reading.py`)  what may be compared with what
-  -> Grid (`tables.py`, `claims.py`, `advice.py`)  -> CSV, Markdown, LaTeX
-  -> Picture (`figures.py`)                        -> PNG, PDF
-  -> both in one page (`html.py`)                  -> report.html
+  -> Grid (`table1.py`, `tables.py`, `claims.py`, `advice.py`)  -> CSV, Markdown, LaTeX
+  -> Picture (`figures.py`, `quality.py`)                       -> PNG, PDF
+  -> both in one page (`html.py`)                               -> report.html
 """
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench.report import claims, figures, html, tables
-from bench.report.reading import Evidence, Group, read_evidence
+from bench.report import claims, figures, html, quality, table1, tables
+from bench.report.reading import QUALITY_TABLES, Evidence, Group, read_evidence
 from bench.results import Run
 
 
@@ -20,7 +20,7 @@ def write_report(run: Run, out: Path | None = None) -> list[Path]:
 
 
 def write_reports(folders: Sequence[Path], out: Path) -> list[Path]:
-    """Tables 1 and 2, the claims, Figures 3 to 5, the frontier and the page.
+    """Tables 1 and 2, the claims, Figures 3 to 5, the frontier, the learning curves and the page.
 
     The same files make the same bytes. Figures of several groups have the group in their names.
     """
@@ -29,18 +29,25 @@ def write_reports(folders: Sequence[Path], out: Path) -> list[Path]:
 
 def write_evidence(evidence: Evidence, out: Path) -> list[Path]:
     out.mkdir(parents=True, exist_ok=True)
-    quality = evidence.side_tables.get("quality.csv")
-    judged = claims.judge(evidence)
+    scores, learning = (evidence.side_tables.get(f"{n}.csv") for n in ("quality", "learning"))
+    curves = None if learning is None else quality.learning_curves(learning)
     pictures = {index: figures.draw_all(group) for index, group in enumerate(evidence.groups)}
     suffixes = _suffixes(evidence.groups)
-    return [
-        *tables.write_table1(out, quality),
-        *tables.write_table2(evidence.groups, out),
-        *tables.write(out, "claims", claims.claims_table(judged), [claims.claims_grid(judged)]),
-        *(path for index, drawn in pictures.items() for picture in drawn
-          for path in picture.save(out, suffixes[index])),
-        html.write_html(evidence, judged, pictures, quality, out),
-    ]  # fmt: skip
+    # A quality run measures no cost: its folder gets no empty tables of it.
+    of_costs = bool(evidence.groups) or not set(evidence.side_tables) <= QUALITY_TABLES
+    judged = claims.judge(evidence) if of_costs else []
+    written = table1.write_table1(out, scores)
+    if curves is not None:
+        written += curves.save(out)
+    if of_costs:
+        written += tables.write_table2(evidence.groups, out)
+        grids = [claims.claims_grid(judged)]
+        written += tables.write(out, "claims", claims.claims_table(judged), grids)
+    for index, drawn in pictures.items():
+        for picture in drawn:
+            written += picture.save(out, suffixes[index])
+    written.append(html.write_html(evidence, judged, pictures, curves, out))
+    return written
 
 
 def _suffixes(groups: Sequence[Group]) -> list[str]:

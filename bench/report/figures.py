@@ -90,10 +90,15 @@ class Picture:
     empty: bool = False
     """Whether it only says why there is nothing to show."""
 
+    def lay_out(self) -> None:
+        """Once, not for each of its files."""
+        self.figure.draw_without_rendering()
+        self.figure.set_layout_engine("none")
+
     def save(self, out: Path, suffix: str = "") -> list[Path]:
         """PNG and PDF. No dates in the files: the same rows make the same bytes."""
         png, pdf = (out / f"{self.name}{suffix}.{kind}" for kind in ("png", "pdf"))
-        with _quiet(), matplotlib.rc_context(_STYLE):
+        with styled():
             self.figure.savefig(png, metadata={"Software": None})
             self.figure.savefig(
                 pdf, metadata={"CreationDate": None, "Producer": None, "Creator": None}
@@ -103,7 +108,7 @@ class Picture:
     def svg(self, prefix: str) -> str:
         """To be set into a page, whose ids must not clash and whose colours change at night."""
         text = io.StringIO()
-        with _quiet(), matplotlib.rc_context(_STYLE):
+        with styled():
             self.figure.savefig(
                 text, format="svg", transparent=True,
                 metadata={"Date": None, "Creator": None, "Format": None, "Type": None},
@@ -127,11 +132,10 @@ def themed_svg(svg: str, prefix: str) -> str:
 
 def draw_all(group: Group) -> list[Picture]:
     """Figures 3, 4, 5 and the frontier of one group."""
-    with _quiet(), matplotlib.rc_context(_STYLE):
+    with styled():
         drawn = [draw(group) for draw in (peak_memory, energy_per_parameter, temperature, frontier)]
-        for picture in drawn:  # laid out once, not for each of its files
-            picture.figure.draw_without_rendering()
-            picture.figure.set_layout_engine("none")
+        for picture in drawn:
+            picture.lay_out()
     left_out = len(group.methods) - MOST_METHODS
     if left_out <= 0:
         return drawn
@@ -145,7 +149,7 @@ def peak_memory(group: Group) -> Picture:
     figure, axes = _axes(height=0.95 + 0.26 * max(3, len(rows)))
     title, name = "Figure 3. Peak memory of one training step", "peak_memory"
     if rows.empty:
-        return _empty(figure, axes, name, title, "no trial measured its peak memory")
+        return nothing_to_show(figure, axes, name, title, "no trial measured its peak memory")
     left = pd.Series(0.0, index=rows.index)
     shares = {label: rows[f"{part}_bytes"].astype(float) / GIB for part, label in PARTS.items()}
     total = rows["peak_memory_bytes"].astype(float) / GIB
@@ -168,7 +172,7 @@ def peak_memory(group: Group) -> Picture:
             significant(value), (end, method), (gap, 0), textcoords="offset points", va="center"
         )
     most = max(total.max(), *marks.values(), 0)
-    axes.set_yticks(range(len(rows)), [_short(method) for method in rows["method"]])
+    axes.set_yticks(range(len(rows)), [short_name(method) for method in rows["method"]])
     axes.invert_yaxis()
     axes.grid(axis="y", visible=False)
     axes.tick_params(axis="y", length=0)
@@ -183,7 +187,7 @@ def peak_memory(group: Group) -> Picture:
     sources = ", ".join(dict.fromkeys(rows["peak_memory_source"].dropna()))
     return Picture(
         name, title, f"{group.name}. What was alive at the peak. Source: {sources}.",
-        _in_words("GiB", zip(rows["method"], total, strict=True)), figure,
+        in_words("GiB", zip(rows["method"], total, strict=True)), figure,
     )  # fmt: skip
 
 
@@ -211,7 +215,9 @@ def frontier(group: Group) -> Picture:
     figure, axes = _axes(height=2.7)
     points = frontier_points(group)
     if points.empty:
-        return _empty(figure, axes, name, title, "no trial has both its peak and its FLOPs")
+        return nothing_to_show(
+            figure, axes, name, title, "no trial has both its peak and its FLOPs"
+        )
     best = points[points["best"]].sort_values("gflop")
     axes.plot(
         best["gflop"], best["gib"], drawstyle="steps-post", color=INK, linewidth=0.8, zorder=1,
@@ -228,7 +234,7 @@ def frontier(group: Group) -> Picture:
         if low > 0 and high > 4 * low:
             getattr(axes, f"set_{axis}scale")("log")
             getattr(axes, f"set_{axis}lim")(low / 1.6, high * 1.8)
-            _plain_log_ticks(getattr(axes, f"{axis}axis"))
+            plain_log_ticks(getattr(axes, f"{axis}axis"))
         else:
             getattr(axes, f"set_{axis}lim")(0, high * 1.25 or 1)
     axes.set_xlabel("FLOPs of a step, per volume or patch (G)")
@@ -238,7 +244,7 @@ def frontier(group: Group) -> Picture:
         name, title,
         f"{group.name}. On the line: methods that no other beats in both. Hollow: another needs "
         "less memory and less computation.",
-        "On the frontier: " + _in_words("GiB", zip(best["method"], best["gib"], strict=True)),
+        "On the frontier: " + in_words("GiB", zip(best["method"], best["gib"], strict=True)),
         figure,
     )  # fmt: skip
 
@@ -277,11 +283,11 @@ def _over_window(
         trials = [rows for rows in trials if len(rows) > 1]
         if not trials:
             continue
-        times, low, middle, high = _spread(trials)
+        times, low, middle, high = spread(trials)
         style: Any = {
             "color": COLOURS[index % len(COLOURS)], "linestyle": DASHES[index % len(DASHES)]
         }  # fmt: skip
-        axes.plot(times, middle, label=_short(method), linewidth=1.4, **style)
+        axes.plot(times, middle, label=short_name(method), linewidth=1.4, **style)
         if len(trials) > 1:
             repeated = True
             axes.fill_between(times, low, high, color=style["color"], alpha=0.18, linewidth=0)
@@ -290,7 +296,7 @@ def _over_window(
         reason = (
             "predicted, not run" if group.kind == "predicted" else "not available on this machine"
         )
-        return _empty(figure, axes, name, title, f"{what}: {reason}")
+        return nothing_to_show(figure, axes, name, title, f"{what}: {reason}")
     axes.set_xlabel("time in the window (s)")
     axes.set_ylabel(label)
     axes.set_xlim(left=0)
@@ -301,11 +307,11 @@ def _over_window(
     assert unit is not None
     return Picture(
         name, title, f"{group.name}.{shade} Source: {sources}.",
-        "At the end of the window: " + _in_words(unit[1], last.items()), figure,
+        "At the end of the window: " + in_words(unit[1], last.items()), figure,
     )  # fmt: skip
 
 
-def _spread(trials: Sequence[pd.DataFrame]) -> tuple[np.ndarray, ...]:
+def spread(trials: Sequence[pd.DataFrame]) -> tuple[np.ndarray, ...]:
     """Times up to the shortest trial's end, and least, median, most of the trials there."""
     end = min(rows["elapsed_s"].iloc[-1] for rows in trials)
     start = max(rows["elapsed_s"].iloc[0] for rows in trials)
@@ -355,7 +361,7 @@ def _label_points(figure: Figure, axes: Axes, points: pd.DataFrame) -> None:
             if text is not None:
                 text.remove()
             text = axes.annotate(
-                _short(row["method"]), (row["gflop"], row["gib"]), (dx, dy),
+                short_name(row["method"]), (row["gflop"], row["gib"]), (dx, dy),
                 textcoords="offset points", ha=side, fontsize=7.5,
             )  # fmt: skip
             box = text.get_window_extent(renderer).extents
@@ -370,7 +376,7 @@ def _touch(box: Sequence[float], other: Sequence[float]) -> bool:
     return box[0] < other[2] and other[0] < box[2] and box[1] < other[3] and other[1] < box[3]
 
 
-def _plain_log_ticks(axis: Any) -> None:
+def plain_log_ticks(axis: Any) -> None:
     """1, 2, 5, 10 in ordinary digits: few people read 6×10⁻²."""
     axis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 5), numticks=8))
     axis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda value, _: f"{value:g}"))
@@ -382,25 +388,28 @@ def _axes(height: float) -> tuple[Figure, Axes]:
     return figure, figure.subplots()
 
 
-def _empty(figure: Figure, axes: Axes, name: str, title: str, text: str) -> Picture:
+def nothing_to_show(figure: Figure, axes: Axes, name: str, title: str, text: str) -> Picture:
     """A figure that says in words why it shows nothing."""
     axes.set_axis_off()
     axes.text(0.5, 0.5, text, ha="center", va="center", transform=axes.transAxes)
     return Picture(name, title, f"Nothing to show: {text}.", text, figure, empty=True)
 
 
-def _short(name: str) -> str:
+def short_name(name: str) -> str:
     """A foreign name may be longer than the figure."""
     return name if len(name) <= 24 else f"{name[:23]}…"
 
 
-def _in_words(unit: str, values: Any) -> str:
+def in_words(unit: str, values: Any) -> str:
     return ", ".join(f"{name} {significant(value)} {unit}" for name, value in values)
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Without complaints about letters of foreign names that the font does not have."""
-    with warnings.catch_warnings():
+def styled() -> Iterator[None]:
+    """What is drawn inside looks like the rest of the report.
+
+    Without complaints about letters of foreign names that the font does not have.
+    """
+    with warnings.catch_warnings(), matplotlib.rc_context(_STYLE):
         warnings.filterwarnings("ignore", message="Glyph")
         yield

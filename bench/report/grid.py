@@ -125,7 +125,8 @@ _LATEX = {
     "–": "--", "×": r"$\times$", "µ": r"\textmu{}", "°": r"\textdegree{}",
     "³": r"\textsuperscript{3}", "÷": r"$\div$", "≈": r"$\approx$",
     "ε": r"$\varepsilon$", "≤": r"$\le$", "≥": r"$\ge$", "λ": r"$\lambda$", "…": r"\dots{}",
-    "→": r"$\to$", "₂": r"\textsubscript{2}", "₀": r"\textsubscript{0}", "§": r"\S{}",
+    "→": r"$\to$", "±": r"$\pm$", "σ": r"$\sigma$",
+    "₂": r"\textsubscript{2}", "₀": r"\textsubscript{0}", "§": r"\S{}",
     **{special: "\\" + special for special in "&%$#_{}"},
 }  # fmt: skip
 

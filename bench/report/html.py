@@ -12,11 +12,11 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from bench.report import advice, tables
+from bench.report import advice, table1, tables
 from bench.report.claims import SETTINGS, Judged
 from bench.report.figures import Picture
 from bench.report.grid import Cell, Grid, as_rows, one_line
-from bench.report.reading import Evidence, Group
+from bench.report.reading import QUALITY_TABLES, Evidence, Group
 
 TEMPLATES = Path(__file__).parent / "templates"
 MOST_IMAGE_BYTES = 2**23
@@ -61,10 +61,11 @@ def write_html(
     evidence: Evidence,
     judged: Sequence[Judged],
     pictures: dict[int, list[Picture]],
-    quality: pd.DataFrame | None,
+    curves: Picture | None,
     out: Path,
 ) -> Path:
-    """`pictures`: by the index of the group in the evidence."""
+    """`pictures`: by the index of the group in the evidence; `curves`: the learning curves."""
+    scores = evidence.side_tables.get("quality.csv")
     sections = [
         _section(index, group, pictures[index]) for index, group in enumerate(evidence.groups)
     ]
@@ -80,8 +81,11 @@ def write_html(
         judged=judged,
         settings=SETTINGS,
         sections=sections,
-        table1=tables.table1_grid(quality),
-        timelines=_timelines(evidence),
+        quality=bool(QUALITY_TABLES & set(evidence.side_tables)),
+        table1=table1.grids(scores),
+        figure2=_left_behind(evidence, "figure2", "Figure 2. Real and generated volumes"),
+        curves=None if curves is None or curves.empty else _drawing("quality", curves),
+        timelines=_left_behind(evidence, "timeline", "Memory over one step"),
         environments={run: _facts(env) for run, env in evidence.environments.items()},
         problems=_cut(evidence.problems),
         remarks=_cut(list(remarks(evidence))),
@@ -153,37 +157,34 @@ def _section(index: int, group: Group, pictures: Sequence[Picture]) -> Section:
     methods = methods_grid(group, table)
     said = dict.fromkeys(c.source for row in methods.rows for c in row if c.source)
     sources = {text: f"g{index}-s{number}" for number, text in enumerate(said, 1)}
-    drawings = [
-        Drawing(
-            f"g{index}-{p.name}", p.title, p.caption, p.content,
-            Markup(p.svg(f"g{index}-{p.name}")),  # matplotlib escapes its text
-        )
-        for p in pictures
-        if not p.empty
-    ]  # fmt: skip
+    drawings = [_drawing(f"g{index}", picture) for picture in pictures if not picture.empty]
     beside = tables.beside_paper_grid(table, group)
     not_drawn = [f"{p.title}: {p.content}." for p in pictures if p.empty]
     return Section(f"g{index}", group, methods, sources, beside, drawings, not_drawn)
 
 
-def _timelines(evidence: Evidence) -> list[Photograph]:
-    """Memory over a step, as `python -m bench predict --timeline` draws it.
+def _drawing(prefix: str, picture: Picture) -> Drawing:
+    name = f"{prefix}-{picture.name}"
+    svg = Markup(picture.svg(name))  # matplotlib escapes its text
+    return Drawing(name, picture.title, picture.caption, picture.content, svg)
 
-    As an image: whatever the file holds, a browser runs nothing of it.
+
+def _left_behind(evidence: Evidence, name: str, title: str) -> list[Photograph]:
+    """Pictures that other commands left in the run folders: `timeline`, `figure2`.
+
+    As images: whatever the file holds, a browser runs nothing of it.
     """
     kinds = {".svg": ("image/svg+xml", b"<"), ".png": ("image/png", b"\x89PNG\r\n\x1a\n")}
     found = []
     for run, folder in evidence.folders.items():
         for suffix, (kind, start) in kinds.items():
-            path = folder / f"timeline{suffix}"
+            path = folder / f"{name}{suffix}"
             if not path.is_file() or path.stat().st_size > MOST_IMAGE_BYTES:
                 continue
             content = path.read_bytes()
             if content.startswith(start):
                 data = base64.b64encode(content).decode()
-                found.append(
-                    Photograph(f"Memory over one step, {run}", f"data:{kind};base64,{data}")
-                )
+                found.append(Photograph(f"{title}, {run}", f"data:{kind};base64,{data}"))
                 break
     return found
 

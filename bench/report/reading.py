@@ -7,6 +7,7 @@ runs that differ stay apart, and the report says in what.
 
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from bench.results import Record, Run, Sample, column_names
 
 SIDE_TABLES = {
     "quality.csv": {"source": str, "method": str, "modality": str, "column": str, "value": float},
+    "learning.csv": {"method": str, "step": float, "elapsed_s": float, "val_mse": float},
     "scale.csv": {"method": str, "axis": str, "value": float, "peak_memory_bytes": float,
                   "parameter_bytes": float, "gradient_bytes": float, "optimizer_bytes": float,
                   "stored_bytes": float},
@@ -26,6 +28,13 @@ SIDE_TABLES = {
                 "largest_volume": float},
 }  # fmt: skip
 """What other commands leave (`quality`, `scale`, `fit`), and the columns a report needs of it."""
+SIDE_OPTIONAL = {
+    "quality.csv": {"unit": str, "note": str, "protocol": str, "timestep": float, "sd": float,
+                    "count": float, "seed": float, "data": str},
+    "learning.csv": {"seed": float, "energy_j": float, "energy_source": str, "val_mse_ema": float},
+}  # fmt: skip
+"""And those that it uses where they are."""
+QUALITY_TABLES = frozenset({"quality.csv", "learning.csv"})
 WORKLOAD = ["volume", "patch", "batch_size", "channels", "precision"]
 _KEYS = {"method", "repeat", "status"}
 _TEXT = [f.name for f in fields(Record) if f.type == str | None]
@@ -85,6 +94,8 @@ def read_evidence(folders: Sequence[Path]) -> Evidence:
         name = _free_name(folder.name, evidence.folders)
         if _read_side_tables(folder, name, evidence) and not (folder / "runs.csv").exists():
             evidence.folders[name] = folder
+            with suppress(UserError):  # only some of these commands leave one
+                evidence.environments[name] = run.environment()
             continue
         records, samples = _read(run, name, evidence)
         for key, group in _split(records, samples, name):
@@ -147,12 +158,15 @@ def _read_side_tables(folder: Path, name: str, evidence: Evidence) -> bool:
             continue
         found = True
         try:
-            table = pd.read_csv(folder / file).astype(types)
+            table = pd.read_csv(folder / file)
+            more = {c: kind for c, kind in SIDE_OPTIONAL.get(file, {}).items() if c in table}
+            table = table.astype(types | more)
         except (OSError, ValueError, KeyError, TypeError):
             evidence.problems.append(f"{name}: {file} cannot be read; it is left out")
             continue
-        for column in (column for column, kind in types.items() if kind is str):
-            table[column] = table[column].map(one_line)
+        for column in (column for column, kind in (types | more).items() if kind is str):
+            text = table[column].map(one_line)
+            table[column] = text.where(table[column].notna()) if column in more else text
         known = evidence.side_tables.get(file)
         table = table.assign(run=name)
         evidence.side_tables[file] = table if known is None else pd.concat([known, table])

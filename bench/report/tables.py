@@ -1,4 +1,4 @@
-"""Tables 1 and 2 of the paper: the numbers of the runs, and the paper's beside them."""
+"""Table 2 of the paper: what each method costs, and the paper's numbers beside it."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -147,48 +147,6 @@ def _beside_notes(known: pd.DataFrame, group: Group | None) -> Iterable[str]:
         yield f"Paper: {source}."
 
 
-def table1_grid(quality: pd.DataFrame | None = None) -> Grid:
-    """Table 1: a row a method and modality; `quality` are measured rows of the same columns."""
-    rows = table1(quality)
-    scores = ("psnr", "ssim", "mae")
-    shown = []
-    for key, of_method in rows.groupby(["modality", "method", "origin"], sort=False):
-        modality, method, origin = map(str, key)
-        values = {row["column"]: row for row in as_rows(of_method)}
-        cells = [Cell(f"{method}, {modality.upper()}"), Cell(origin)]
-        for name in scores:
-            row = values.get(name)
-            cells.append(
-                Cell(NOTHING)
-                if row is None
-                else Cell(f"{row['value']:g}", row["value"], _source_of_score(row))
-            )
-        shown.append(tuple(cells))
-    notes = [
-        "PSNR in dB, higher is better; SSIM, higher is better; MAE, lower is better.",
-        "The paper takes its own from the best single validation batch of 2 volumes, the others "
-        "from their publications: the rows are not of one protocol.",
-    ]
-    if quality is None or quality.empty:
-        notes.append("No quality run among these results: nothing is measured here.")
-    return Grid(
-        "Table 1", "Image quality on BraTS2020, T1 and T2.",
-        ("", "from", "PSNR", "SSIM", "MAE"), tuple(shown), tuple(notes),
-    )  # fmt: skip
-
-
-def table1(quality: pd.DataFrame | None = None) -> pd.DataFrame:
-    """The rows behind `table1_grid`."""
-    rows = published.scores().assign(origin="paper")
-    if quality is not None and not quality.empty:
-        rows = pd.concat([rows, quality.assign(origin="here")], ignore_index=True)
-    return rows
-
-
-def write_table1(out: Path, quality: pd.DataFrame | None = None) -> list[Path]:
-    return write(out, "table1", table1(quality), [table1_grid(quality)])
-
-
 def write_table2(groups: Iterable[Group], out: Path) -> list[Path]:
     """`table2.csv`, `.md`, `.tex`: for each group, and beside it the paper's numbers."""
     tables, grids = [], []
@@ -306,10 +264,6 @@ def _divide(value: float | None, by: float | None) -> float | None:
     if value is None or by is None or pd.isna(value) or pd.isna(by) or by == 0:
         return None
     return value / by
-
-
-def _source_of_score(row: Row) -> str:
-    return "; ".join(str(row[name]) for name in ("source", "note") if pd.notna(row.get(name)))
 
 
 def _all(records: pd.DataFrame, column: str) -> str:

@@ -25,7 +25,7 @@ from bench.results import (
     Step,
     column_names,
     read_table,
-    write_records,
+    write_rows,
 )
 from bench.trial import Plan
 
@@ -165,7 +165,7 @@ def test_what_is_no_file(tmp_path, name):
     run, path = Run(tmp_path), tmp_path / name
     for other in TABLES:
         if other != name:
-            write_records(tmp_path / other, [])
+            write_rows(tmp_path / other, Record, [])
     read = run.environment if name == "environment.json" else getattr(
         run, {"runs.csv": "records", "samples.csv": "samples", "steps.csv": "steps"}[name]
     )  # fmt: skip
@@ -207,7 +207,7 @@ def test_nothing_is_unpickled(tmp_path, protocol):
 @example(text='a\r\nidm,1,ok\n"', number=float("nan"))
 def test_what_is_written_is_read_back_as_one_row(tmp_path, text, number):
     path = tmp_path / "runs.csv"
-    write_records(path, [Record(method="idm", repeat=1, error=text, loss_last=number)])
+    write_rows(path, Record, [Record(method="idm", repeat=1, error=text, loss_last=number)])
     assert path.read_bytes().count(b"\n") == 2
     table = read_table(path, Record)
     assert len(table) == 1

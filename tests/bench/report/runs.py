@@ -9,7 +9,7 @@ import pandas as pd
 
 from bench.methods import METHODS as METHODS_KNOWN
 from bench.presets import PRESETS
-from bench.results import Record, Run, Sample, write_records
+from bench.results import Record, Run, Sample, write_rows
 
 GIB = 2**30
 METHODS = ("unet", "checkpoint", "patchddm", "idm", "idm-stored")
@@ -96,7 +96,7 @@ def write_run(
     environment: dict[str, Any] | None = ENVIRONMENT,
 ) -> Run:
     folder.mkdir(parents=True, exist_ok=True)
-    write_records(folder / "runs.csv", records)
+    write_rows(folder / "runs.csv", Record, records)
     names = list(Sample.__dataclass_fields__)
     rows = [[getattr(sample, name) for name in names] for sample in samples]
     pd.DataFrame(rows, columns=names).to_csv(folder / "samples.csv", index=False)

@@ -7,14 +7,13 @@ the diff before you commit it.
 import os
 from pathlib import Path
 
-import pandas as pd
 import pytest
 
 from bench.report import write_reports
 from bench.report.grid import Cell, Grid, latex, markdown
 from bench.report.published import costs
 from bench.report.reading import read_evidence
-from bench.report.tables import beside_paper_grid, table1_grid, table2, table2_grid
+from bench.report.tables import beside_paper_grid, table2, table2_grid
 from tests.bench.report.runs import METHODS, full_run, record, write_run
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -97,16 +96,6 @@ def test_every_published_number_has_its_place_in_the_paper():
     assert costs()["idm", "flops_step"].value == 5643083550
     assert costs()["idm", "temperature_peak_c"].value == 61
     assert all(number.source.startswith(("Table 2", "§6.2")) for number in costs().values())
-
-
-def test_table_1_holds_what_a_quality_run_measured():
-    measured = pd.DataFrame(
-        [("validation", "idm", "t1", "psnr", 20.5, None, None)],
-        columns=["source", "method", "modality", "column", "value", "unit", "note"],
-    )
-    rows = [[cell.text for cell in row] for row in table1_grid(measured).rows]
-    assert ["idm, T1", "paper", "25.01", "0.4852", "0.409"] in rows
-    assert ["idm, T1", "here", "20.5", "–", "–"] in rows
 
 
 def test_no_text_of_a_file_can_break_a_table():

@@ -1,0 +1,85 @@
+"""What follows a training: its scores, samples of it, and what sampling needs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from bench.diffusion import Denoiser
+from bench.quality.learning import QualityRun
+from bench.quality.sampling import generate, sampling_memory, write_nifti
+from bench.quality.scoring import score, score_samples
+from bench.worker import Events
+
+if TYPE_CHECKING:
+    from bench.quality.trainee import Plan
+
+
+class Stopped(Exception):
+    """The person typed Ctrl-C: what is not done now, `--resume` does."""
+
+
+def evaluate(
+    plan: Plan,
+    network: nn.Module,
+    denoise: Denoiser,
+    volumes: np.ndarray,
+    events: Events,
+    should_stop: Callable[[], bool],
+) -> None:
+    """Rows of `quality.csv`, and `samples/<method>-<seed>_<n>.nii.gz`.
+
+    Done again, it replaces what it left before.
+
+    Args:
+        network: with the averaged weights.
+        denoise: its ε of whole volumes, (B, C, D, H, W) and (B,) int64, without gradients, in the
+            precision of the training.
+        volumes: (N, C, D, H, W) float32 in [0, 1], of which `plan.train` and `plan.val` are the
+            indices of those that trained and those that validate.
+        events: `events.stage(name)` shows what is done.
+        should_stop: whether Ctrl-C was typed.
+
+    Raises:
+        Stopped: it was.
+    """
+
+    def tell(what: str) -> Callable[[float], None]:
+        def progress(share: float) -> None:
+            if should_stop():
+                raise Stopped
+            events.stage(f"{what}: {share:.0%}")
+
+        return progress
+
+    run = QualityRun(Path(plan.folder))
+    device = torch.device(plan.device)
+    validating = torch.from_numpy(np.stack([volumes[index] for index in plan.val]))
+    modalities = plan.work.modality
+    names: dict[str, Any] = {"method": plan.method, "training_seed": plan.seed, "data": plan.data}
+    scores = score(
+        denoise, validating, modalities, plan.split_seed, device=device,
+        progress=tell("scoring"), **names,
+    )  # fmt: skip
+    if plan.samples:
+        shape = (plan.samples, *validating.shape[1:])
+        samples = generate(
+            denoise, shape, plan.sampler, plan.sampler_steps, plan.split_seed, device,
+            tell(f"sampling ({plan.sampler})"),
+        )  # fmt: skip
+        memory = sampling_memory(network, shape)
+        scores += score_samples(
+            samples, validating, modalities, plan.sampler, plan.sampler_steps, memory=memory,
+            **names,
+        )  # fmt: skip
+        path = run.samples_of(plan.method, plan.seed)
+        path.parent.mkdir(exist_ok=True)
+        write_nifti(path, samples.cpu())
+    run.forget_scores(plan.method, plan.seed)
+    for row in scores:
+        run.append(row)

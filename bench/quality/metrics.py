@@ -1,0 +1,126 @@
+"""How good a denoiser and its samples are: every number of Table 1, defined.
+
+Volumes are float32 (B, C, D, H, W) with intensities in [0, 1]; noise has the shape of the volumes
+and a standard deviation of 1. What compares two batches gives a number a sample, (B,), the mean
+over channels and voxels; take one channel, `volumes[:, :1]`, for one modality.
+
+Nothing here clamps. The volumes that `bench.quality.scoring` hands over were brought to [0, 1] by
+`Diffusion.scale_out`, which does.
+"""
+
+from itertools import combinations
+
+import numpy as np
+import torch
+from monai.metrics.regression import compute_ms_ssim, compute_ssim_and_cs
+from scipy.stats import wasserstein_distance
+from torch import Tensor
+
+DATA_RANGE = 1.0
+"""Of the volumes, which PSNR and SSIM are relative to."""
+SSIM_WINDOW = 11
+SSIM_SIGMA = 1.5
+"""Voxels of the Gaussian window, and its standard deviation; Wang et al. 2004, §III.C."""
+MS_SSIM_WINDOW = 7
+MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
+"""Of the scales, finest first; Wang, Simoncelli & Bovik 2003, §4."""
+FOREGROUND = 0.05
+"""Voxels above this intensity are foreground: the skull-stripped background is 0, and what a
+sampler leaves there is near 0 but not equal to it."""
+
+
+def mae(eps_hat: Tensor, eps: Tensor) -> Tensor:
+    """Mean absolute error of the noise, mean |eps_hat − eps|; in standard deviations of the noise.
+
+    0 is perfect; √(2/π) = 0.798 is what "there is no noise" (eps_hat = 0) gets.
+    """
+    return (eps_hat - eps).abs().flatten(1).mean(1)
+
+
+def mse(eps_hat: Tensor, eps: Tensor) -> Tensor:
+    """Mean squared error, mean (eps_hat − eps)²: the first term of eq. (8). eps_hat = 0 gets 1."""
+    return (eps_hat - eps).square().flatten(1).mean(1)
+
+
+def psnr(volumes: Tensor, reference: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio in dB, 10 log₁₀(1 / mean (volumes − reference)²).
+
+    The peak is the data range, 1, not the brightest voxel. Equal volumes have an infinite ratio.
+    """
+    return 10 * torch.log10(DATA_RANGE**2 / mse(volumes, reference))
+
+
+def ssim(volumes: Tensor, reference: Tensor) -> Tensor:
+    """Structural similarity in 3D, −1 to 1, by MONAI.
+
+    Wang et al. 2004, eq. (13), with K₁ = 0.01, K₂ = 0.03, a data range of 1 and a Gaussian window
+    of 11³ voxels (σ = 1.5), averaged over the windows that lie whole within the volume. A volume
+    of a side below 11 has a window of the largest odd number of voxels that fits.
+    """
+    similarity, _ = compute_ssim_and_cs(
+        volumes, reference, spatial_dims=3, data_range=DATA_RANGE, kernel_type="gaussian",
+        kernel_size=[_odd_at_most(min(SSIM_WINDOW, side)) for side in volumes.shape[2:]],
+        kernel_sigma=[SSIM_SIGMA] * 3,
+    )  # fmt: skip
+    return similarity.flatten(1).mean(1)
+
+
+def ms_ssim(volumes: Tensor, reference: Tensor) -> Tensor:
+    """Multi-scale structural similarity in 3D, 0 to 1, by MONAI.
+
+    Wang, Simoncelli & Bovik 2003, eq. (7): contrast and structure at every scale, luminance at the
+    coarsest, multiplied with exponents; each scale halves the sides by a mean of 2³ voxels. Their
+    5 scales and window of 11 need a side of 161. Here the window is 7³ (σ = 1.5), and there are as
+    many scales, up to 5, as leave a side of at least 7: 3 at 32³, 4 at 64³, 5 at 128³. Their
+    exponents are the first of the published ones, scaled to a sum of 1. So values of different
+    volume sizes must not be compared.
+
+    Raises:
+        ValueError: a side below 7.
+    """
+    weights = np.array(MS_SSIM_WEIGHTS[: ms_ssim_scales(min(volumes.shape[2:]))])
+    similarity: Tensor = compute_ms_ssim(
+        volumes, reference, spatial_dims=3, data_range=DATA_RANGE, kernel_type="gaussian",
+        kernel_size=MS_SSIM_WINDOW, kernel_sigma=SSIM_SIGMA,
+        weights=(weights / weights.sum()).tolist(),
+    )  # fmt: skip
+    return similarity.flatten()
+
+
+def ms_ssim_scales(side: int) -> int:
+    """Scales of `ms_ssim` for volumes of this side; ValueError below 7 voxels."""
+    if side < MS_SSIM_WINDOW:
+        raise ValueError(f"MS-SSIM needs a side of at least {MS_SSIM_WINDOW} voxels, not {side}")
+    # The coarsest scale has side / 2ⁿ⁻¹ voxels; MONAI asks for 7 (n − 1)², so 63 for 4 scales.
+    return max(
+        n
+        for n in range(1, len(MS_SSIM_WEIGHTS) + 1)
+        if side // max(2 ** (n - 1), (n - 1) ** 2) >= MS_SSIM_WINDOW
+    )
+
+
+def pairwise_ms_ssim(volumes: Tensor, most: int = 8) -> Tensor:
+    """`ms_ssim` of every pair among the first `most` volumes, (pairs,): high where all look alike.
+
+    A sampler that always draws the same head has 1. One volume has no pairs: the result is empty.
+    """
+    chosen = volumes[:most]
+    pairs = list(combinations(range(len(chosen)), 2))
+    return torch.cat([chosen.new_empty(0), *(ms_ssim(chosen[[i]], chosen[[j]]) for i, j in pairs)])
+
+
+def histogram_distance(volumes: Tensor, reference: Tensor) -> float:
+    """1-Wasserstein distance of the intensities of the foreground, in units of intensity, 0 to 1.
+
+    ∫ |F(x) − G(x)| dx, F and G the cumulative distributions of the voxels brighter than 0.05
+    among all of `volumes` and all of `reference`, which need not be as many. It knows nothing of
+    where a voxel lies. nan where either has no foreground.
+    """
+    bright = [intensities[intensities > FOREGROUND].cpu() for intensities in (volumes, reference)]
+    if any(len(intensities) == 0 for intensities in bright):
+        return float("nan")
+    return float(wasserstein_distance(*bright))
+
+
+def _odd_at_most(side: int) -> int:
+    return side if side % 2 else side - 1

@@ -1,0 +1,201 @@
+"""From noise to volumes: the samplers, what a step of them needs, and NIfTI files of the result.
+
+A sampler calls `denoiser(x_t, t)` on whole volumes. A network that trained on patches (`patchddm`)
+is called without the keywords of its crop: it then takes its input for the whole volume.
+"""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Literal
+
+import nibabel as nib
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from bench.diffusion import Denoiser, Diffusion
+from bench.probes import Columns
+from bench.probes.memory import MemoryProbe
+
+Sampler = Literal["ddpm", "ddpm-clipped", "ddim"]
+DDIM_STEPS = 50
+
+
+@torch.no_grad()
+def generate(
+    denoiser: Denoiser,
+    shape: tuple[int, ...],
+    sampler: Sampler = "ddpm",
+    steps: int | None = None,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    progress: Callable[[float], None] | None = None,
+) -> Tensor:
+    """Volumes (N, C, D, H, W) in [0, 1], on `device`, all N in one batch.
+
+    Args:
+        denoiser: in evaluation mode, on `device`.
+        shape: (N, C, D, H, W).
+        sampler: `ddpm` is eq. (7) with all 2,000 steps, `ddpm-clipped` the same with the volume
+            that each step sees clamped (`clipped`); `ddim` skips most steps (`strided`).
+        steps: calls of the denoiser; by default 50 for `ddim`, and 2,000 for the others, which
+            have no other number.
+        seed: of x_T and, but for `ddim`, of the noise of every step. The same seed gives the same
+            volumes on one kind of device.
+        progress: told the share that is done, 0 to 1, after every step.
+
+    Raises:
+        ValueError: a number of steps that the sampler does not have.
+    """
+    diffusion = Diffusion(device=device)
+    generator = torch.Generator(device).manual_seed(seed)
+    x = torch.randn(shape, generator=generator, device=device)
+    steps = sampler_steps(sampler, steps)
+    if sampler == "ddpm":
+        chain = diffusion.sample(denoiser, x, generator)
+    elif sampler == "ddpm-clipped":
+        chain = clipped(diffusion, denoiser, x, generator)
+    else:
+        chain = strided(diffusion, denoiser, x, steps)
+    for done in range(1, steps + 1):
+        x = next(chain)
+        if progress is not None:
+            progress(done / steps)
+    return diffusion.scale_out(x)
+
+
+def sampler_steps(sampler: Sampler, steps: int | None = None) -> int:
+    """Calls of the denoiser that `generate` makes; ValueError as there."""
+    most = Diffusion().timesteps
+    if sampler != "ddim":
+        if steps not in (None, most):
+            raise ValueError(f"{sampler} samples in {most} steps, not {steps}; ddim takes fewer")
+        return most
+    if steps is not None and not 1 <= steps <= most:
+        raise ValueError(f"ddim samples in 1 to {most} steps, not {steps}")
+    return steps or DDIM_STEPS
+
+
+@torch.no_grad()
+def clipped(
+    diffusion: Diffusion, denoiser: Denoiser, x_T: Tensor, generator: torch.Generator
+) -> Iterator[Tensor]:
+    """Eq. (7) with the x_0 that each step sees clamped to [−1, 1]; yields as `Diffusion.sample`.
+
+    Eq. (7) is the mean of q(x_t−1 | x_t, x_0) for the x_0 that eps claims (Ho et al. 2020, eqs.
+    (7) and (9)); clamping that x_0, as Ho et al. and Nichol & Dhariwal do in their code, changes
+    nothing while it lies within. The last beta of the cosine schedule is 0.999, so that eq. (7)
+    as it stands multiplies the error of eps in its first step by 0.999 / √0.001 = 32: a network
+    that has trained for minutes does not come back from there.
+    """
+    x_t = x_T
+    for step in reversed(range(diffusion.timesteps)):
+        t = torch.full((x_t.shape[0],), step, dtype=torch.int64, device=x_t.device)
+        alpha, alpha_bar, beta = (
+            each[step] for each in (diffusion.alpha, diffusion.alpha_bar, diffusion.beta)
+        )
+        before = diffusion.alpha_bar[step - 1] if step > 0 else torch.ones_like(alpha_bar)
+        x_0 = diffusion.predict_x_0(x_t, t, denoiser(x_t, t)).clamp(-1, 1)
+        x_t = (before.sqrt() * beta * x_0 + alpha.sqrt() * (1 - before) * x_t) / (1 - alpha_bar)
+        if step > 0:
+            z = torch.randn(x_t.shape, generator=generator, device=x_t.device)
+            x_t = x_t + beta.sqrt() * z
+        yield x_t
+
+
+@torch.no_grad()
+def strided(diffusion: Diffusion, denoiser: Denoiser, x_T: Tensor, steps: int) -> Iterator[Tensor]:
+    """DDIM without noise: yields x at `steps` timesteps spread evenly from T − 1 to 0, then x_0.
+
+    Song et al. 2021 (arXiv:2010.02502), eq. (12) with σ = 0. The x_0 that each step sees is
+    clamped to [−1, 1], and eps taken again from it, as Nichol & Dhariwal 2021 do in their code:
+    near t = T alpha_bar is 6e-10, and an error of eps is divided by its root.
+
+    MONAI's DDIMScheduler does not serve. Its schedule is ours, but its timesteps lie
+    (T − 1) / (steps − 1) apart while its step goes T // steps down, so that the denoiser is told
+    a t that its input does not have.
+    """
+    times = torch.linspace(diffusion.timesteps - 1, 0, steps).round().long().tolist()
+    x_t = x_T
+    for step, after in zip(times, [*times[1:], None], strict=True):
+        t = torch.full((x_t.shape[0],), step, dtype=torch.int64, device=x_t.device)
+        alpha_bar = diffusion.alpha_bar[step]
+        x_0 = diffusion.predict_x_0(x_t, t, denoiser(x_t, t)).clamp(-1, 1)
+        if after is None:
+            yield x_0
+            return
+        eps = (x_t - alpha_bar.sqrt() * x_0) / (1 - alpha_bar).sqrt()
+        alpha_bar = diffusion.alpha_bar[after]
+        x_t = alpha_bar.sqrt() * x_0 + (1 - alpha_bar).sqrt() * eps
+        yield x_t
+
+
+def sampling_memory(network: nn.Module, shape: tuple[int, ...]) -> Columns:
+    """Peak memory of one step of eq. (7) without gradients, and its five parts, in bytes.
+
+    `peak_memory_bytes, peak_memory_source, parameter_bytes, gradient_bytes, optimizer_bytes,
+    activation_bytes, other_bytes`, as in `runs.csv`: live tensor storages on the network's device.
+    Every step of a sampler is alike, so one tells the peak of all. Gradients that training left
+    on the network are dropped: a sampler needs none.
+
+    Args:
+        network: called as a sampler calls it, on whole volumes; left in the mode it came in.
+        shape: (N, C, D, H, W).
+    """
+    device = next(network.parameters()).device
+    network.zero_grad(set_to_none=True)
+    stateless = torch.optim.SGD(network.parameters(), lr=0.0)  # the probe asks for an optimizer
+    diffusion = Diffusion(device=device)
+    x_T = torch.randn(shape, device=device)
+    training = network.training
+    network.eval()
+    probe = MemoryProbe(
+        network, stateless, device, [x_T, diffusion.alpha, diffusion.alpha_bar, diffusion.beta]
+    )
+    probe.start()
+    try:
+        next(diffusion.sample(network, x_T))
+    finally:
+        columns = probe.stop()
+        network.train(training)
+    return columns
+
+
+def write_nifti(path: Path, volumes: Tensor | np.ndarray, voxel_mm: float = 1.0) -> list[Path]:
+    """Volumes (N, C, D, H, W) as NIfTI-1 files, one a volume and channel; returns what was written.
+
+    D, H, W run left → right, posterior → anterior, inferior → superior, which is NIfTI's own
+    orientation (RAS+): the affine is diag(voxel_mm, voxel_mm, voxel_mm, 1) with the middle of the
+    volume at the origin. `samples.nii.gz` becomes `samples_0.nii.gz`, `samples_1.nii.gz`, …; with
+    several channels `samples_0_0.nii.gz`, ….
+
+    Args:
+        voxel_mm: side of a voxel, in mm.
+    """
+    array = np.asarray(volumes, dtype=np.float32)
+    affine = np.diag([voxel_mm, voxel_mm, voxel_mm, 1.0])
+    affine[:3, 3] = [-voxel_mm * (side - 1) / 2 for side in array.shape[2:]]
+    written = []
+    for index, channels in enumerate(array):
+        for channel, voxels in enumerate(channels):
+            image = nib.Nifti1Image(voxels, affine)
+            image.header.set_xyzt_units("mm")
+            written.append(_file_of(path, index, channel, len(channels)))
+            nib.save(image, written[-1])
+    return written
+
+
+def read_nifti(path: Path, channels: int) -> np.ndarray | None:
+    """What `write_nifti` wrote to `path`, (N, C, D, H, W) float32; None if there is nothing."""
+    volumes: list[list[np.ndarray]] = []
+    while _file_of(path, len(volumes), 0, channels).exists():
+        files = (_file_of(path, len(volumes), channel, channels) for channel in range(channels))
+        images = (nib.Nifti1Image.from_filename(file) for file in files)
+        volumes.append([image.get_fdata(dtype=np.float32) for image in images])
+    return np.asarray(volumes) if volumes else None
+
+
+def _file_of(path: Path, index: int, channel: int, channels: int) -> Path:
+    stem = path.name.removesuffix(".gz").removesuffix(".nii")
+    suffix = path.name[len(stem) :] or ".nii.gz"
+    return path.with_name(f"{stem}_{index}" + (f"_{channel}" if channels > 1 else "") + suffix)

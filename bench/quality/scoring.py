@@ -1,0 +1,234 @@
+"""What a trained denoiser and its samples are worth, as rows of `quality.csv`.
+
+Two protocols, for the denoiser at four timesteps:
+
+- `validation`: mean and standard deviation over all validation volumes;
+- `best-batch`: the paper's (§5.3), the best single batch of 2 validation volumes. The paper does
+  not say best in what: here it is the batch of the highest PSNR, and its SSIM and MAE are shown
+  whatever they are. Batches are those of consecutive volumes, each volume in one of them.
+
+Samples have a protocol of their own, named after the sampler and its steps (`ddpm-2000`).
+"""
+
+import math
+import statistics
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bench.diffusion import TIMESTEPS, Denoiser, Diffusion
+from bench.probes import Columns
+from bench.quality import metrics
+from bench.quality.sampling import Sampler, sampler_steps
+
+TIMES = (TIMESTEPS // 10, TIMESTEPS // 4, TIMESTEPS // 2, 3 * TIMESTEPS // 4)
+HEADLINE = TIMESTEPS // 4
+"""The timestep of Table 1, T/4: alpha_bar is 0.85, the noise at 0.43 of the range [−1, 1]."""
+
+UNITS = {
+    "psnr": "dB", "psnr_noisy": "dB", "ssim": None, "mae": "standard deviations of the noise",
+    "mse": "variances of the noise", "ms_ssim": None, "ms_ssim_real": None,
+    "histogram_distance": "intensity", "histogram_distance_real": "intensity",
+    "sampling_peak_memory_bytes": "bytes",
+}  # fmt: skip
+
+
+@dataclass(kw_only=True)
+class Score:
+    """A row of `quality.csv`: one number of one method. None is an empty cell."""
+
+    source: str = "measured"
+    method: str
+    modality: str
+    """Of the channel; "all" for what is of a whole volume."""
+    column: str
+    """One of `UNITS`."""
+    value: float
+    unit: str | None = None
+    note: str | None = None
+    protocol: str
+    """`validation`, `best-batch`, or the sampler and its steps (`ddpm-2000`)."""
+    timestep: int | None = None
+    """t of the noisy volumes, of 2,000; None for samples."""
+    sd: float | None = None
+    """Standard deviation over what `count` counts (n − 1); None of fewer than two."""
+    count: int
+    """Volumes, or pairs of volumes, that `value` is the mean of."""
+    seed: int | None = None
+    """Of the training."""
+    data: str | None = None
+    """Name of the data source."""
+
+
+@torch.no_grad()
+def score(
+    denoiser: Denoiser,
+    volumes: Tensor,
+    modalities: tuple[str, ...],
+    seed: int,
+    batch_size: int = 2,
+    device: torch.device | str = "cpu",
+    progress: Callable[[float], None] | None = None,
+    *,
+    method: str = "",
+    training_seed: int | None = None,
+    data: str | None = None,
+) -> list[Score]:
+    """MAE and MSE of eps, PSNR and SSIM of x̂_0, at `TIMES`, in both protocols, by modality.
+
+    x̂_0 is eq. (6) solved for x_0 with the denoiser's eps, brought back to [0, 1] and clamped
+    there, as every sampler ends. `psnr_noisy` is that of x_t itself, by the same way with
+    eps = 0: x_t / √alpha_bar_t, brought back and clamped. A denoiser below it is worth nothing.
+
+    Args:
+        denoiser: in evaluation mode, on `device`.
+        volumes: the validation set, (N, C, D, H, W) float32 in [0, 1].
+        modalities: what each of the C channels shows; each is scored by itself.
+        seed: of the noise. The same seed gives the same noise for every method, batch size and
+            device.
+        batch_size: volumes of a batch, and of the paper's best one.
+        progress: told the share that is done, 0 to 1, after every batch.
+        method, training_seed, data: for the rows.
+
+    Raises:
+        ValueError: no volumes, or not a modality a channel.
+    """
+    if len(volumes) == 0 or volumes.shape[1] != len(modalities):
+        raise ValueError(f"volumes {tuple(volumes.shape)} are not of modalities {modalities}")
+    diffusion = Diffusion(device=device)
+    starts = range(0, len(volumes), batch_size)
+    scores = []
+    for turn, step in enumerate(TIMES):
+        noise = iter_noise(volumes, seed * TIMESTEPS + step)
+        found: list[dict[str, Tensor]] = [{} for _ in modalities]
+        for number, start in enumerate(starts, 1):
+            batch = volumes[start : start + batch_size].to(device)
+            eps = torch.stack([next(noise) for _ in batch]).to(device)
+            for channel, values in enumerate(_measure(diffusion, denoiser, batch, eps, step)):
+                for name, value in values.items():
+                    known = found[channel].get(name, value.new_empty(0))
+                    found[channel][name] = torch.cat([known, value])
+            if progress is not None:
+                progress((turn + number / len(starts)) / len(TIMES))
+        for modality, values in zip(modalities, found, strict=True):
+            best = best_batch(values["psnr"], batch_size)
+            for protocol, chosen in (("validation", slice(None)), ("best-batch", best)):
+                for name, value in values.items():
+                    mean, sd, count = _mean(value[chosen])
+                    scores.append(
+                        Score(
+                            method=method, modality=modality, column=name, value=mean,
+                            unit=UNITS[name], protocol=protocol, timestep=step, count=count,
+                            sd=sd if protocol == "validation" else None,
+                            seed=training_seed, data=data,
+                        )
+                    )  # fmt: skip
+    return scores
+
+
+def score_samples(
+    samples: Tensor,
+    real: Tensor,
+    modalities: tuple[str, ...],
+    sampler: Sampler,
+    steps: int | None = None,
+    *,
+    method: str = "",
+    training_seed: int | None = None,
+    data: str | None = None,
+    memory: Columns | None = None,
+) -> list[Score]:
+    """Diversity and intensities of samples beside those of real volumes, by modality.
+
+    `ms_ssim` is the mean over pairs of samples, `ms_ssim_real` over pairs of real volumes;
+    `histogram_distance` is between samples and real volumes, `histogram_distance_real` between
+    every other real volume and the rest: what two sets of real ones differ by.
+
+    Args:
+        samples: (N, C, D, H, W) in [0, 1], of `generate`.
+        real: (M, C, D, H, W) in [0, 1].
+        sampler, steps: as they were given to `generate`; they name the protocol.
+        memory: what `sampling_memory` returned.
+    """
+    protocol = f"{sampler}-{sampler_steps(sampler, steps)}"
+
+    def row(
+        modality: str,
+        column: str,
+        value: float,
+        count: int,
+        sd: float | None = None,
+        note: str | None = None,
+    ) -> Score:
+        return Score(
+            method=method, modality=modality, column=column, value=value, unit=UNITS[column],
+            note=note, protocol=protocol, sd=sd, count=count, seed=training_seed, data=data,
+        )  # fmt: skip
+
+    scores = []
+    for channel, modality in enumerate(modalities):
+        drawn, known = samples[:, [channel]].cpu(), real[:, [channel]].cpu()
+        for column, volumes in (("ms_ssim", drawn), ("ms_ssim_real", known)):
+            similarity = metrics.pairwise_ms_ssim(volumes)
+            if len(similarity):
+                mean, sd, count = _mean(similarity)
+                scores.append(row(modality, column, mean, count, sd))
+        for column, one, other in (
+            ("histogram_distance", drawn, known),
+            ("histogram_distance_real", known[::2], known[1::2]),
+        ):
+            distance = metrics.histogram_distance(one, other)
+            if math.isfinite(distance):
+                scores.append(row(modality, column, distance, len(one)))
+    if memory is not None:
+        note = f"one step, {len(samples)} volumes at once; {memory['peak_memory_source']}"
+        peak = float(memory["peak_memory_bytes"])
+        scores.append(row("all", "sampling_peak_memory_bytes", peak, len(samples), note=note))
+    return scores
+
+
+def iter_noise(volumes: Tensor, seed: int) -> Iterator[Tensor]:
+    """The noise of each volume in turn, (C, D, H, W); drawn on the CPU, so that devices agree."""
+    generator = torch.Generator().manual_seed(seed)
+    while True:
+        yield torch.randn(volumes.shape[1:], generator=generator)
+
+
+def best_batch(psnr: Tensor, batch_size: int) -> slice:
+    """The batch of consecutive volumes with the highest mean PSNR.
+
+    A last batch that is not full does not count, unless there is no other.
+    """
+    full = max(1, len(psnr) // batch_size)
+    batches = [slice(start * batch_size, (start + 1) * batch_size) for start in range(full)]
+    return max(batches, key=lambda batch: psnr[batch].mean().item())
+
+
+def _measure(
+    diffusion: Diffusion, denoiser: Denoiser, volumes: Tensor, eps: Tensor, step: int
+) -> Iterator[dict[str, Tensor]]:
+    """For each channel its metrics by name, each (B,) on the CPU."""
+    t = torch.full((len(volumes),), step, dtype=torch.int64, device=volumes.device)
+    x_t = diffusion.q_sample(diffusion.scale_in(volumes), t, eps)
+    eps_hat = denoiser(x_t, t).float()
+    x_0_hat = diffusion.scale_out(diffusion.predict_x_0(x_t, t, eps_hat))
+    noisy = diffusion.scale_out(diffusion.predict_x_0(x_t, t, torch.zeros_like(eps)))
+    for channel in range(volumes.shape[1]):
+        only = (slice(None), slice(channel, channel + 1))
+        values = {
+            "psnr": metrics.psnr(x_0_hat[only], volumes[only]),
+            "ssim": metrics.ssim(x_0_hat[only], volumes[only]),
+            "mae": metrics.mae(eps_hat[only], eps[only]),
+            "mse": metrics.mse(eps_hat[only], eps[only]),
+            "psnr_noisy": metrics.psnr(noisy[only], volumes[only]),
+        }
+        yield {name: value.double().cpu() for name, value in values.items()}
+
+
+def _mean(values: Tensor) -> tuple[float, float | None, int]:
+    """Mean, standard deviation (n − 1) where there is one, and how many."""
+    numbers = values.double().tolist()
+    has_sd = len(numbers) > 1 and all(map(math.isfinite, numbers))
+    return statistics.fmean(numbers), statistics.stdev(numbers) if has_sd else None, len(numbers)
