@@ -17,6 +17,7 @@ from rich.console import Console
 
 from bench.errors import UserError
 from bench.presets import Overrides
+from bench.process import loading
 
 
 @dataclass
@@ -81,7 +82,8 @@ class RunCommand:
         # CUDA is to number its cards as NVML does: by default it puts the fastest first.
         os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
         with Worker("bench.trial") as worker:  # it and this process load PyTorch side by side
-            from bench.benchmark import run_benchmark
+            with loading():
+                from bench.benchmark import run_benchmark
 
             return run_benchmark(self, console, worker)
 
@@ -109,7 +111,8 @@ class PredictCommand:
     """Folder for what is written."""
 
     def execute(self, console: Console) -> int:
-        from bench.predictions import run_predict
+        with loading():
+            from bench.predictions import run_predict
 
         return run_predict(self, console)
 
@@ -136,7 +139,8 @@ class FitCommand:
     """Folder for fit.csv."""
 
     def execute(self, console: Console) -> int:
-        from bench.fit import run_fit
+        with loading():
+            from bench.fit import run_fit
 
         return run_fit(self, console)
 
@@ -154,7 +158,8 @@ class ScaleCommand:
     """Folder for what is written."""
 
     def execute(self, console: Console) -> int:
-        from bench.scale import run_scale
+        with loading():
+            from bench.scale import run_scale
 
         return run_scale(self, console)
 
@@ -180,7 +185,8 @@ class CheckCommand:
     """How much a measured peak may grow; predicted ones may not grow at all."""
 
     def execute(self, console: Console) -> int:
-        from bench.check import run_check
+        with loading():
+            from bench.check import run_check
 
         return run_check(self, console)
 
@@ -199,7 +205,8 @@ class ReportCommand:
     """Folder for the files (default: the folder of the run)."""
 
     def execute(self, console: Console) -> int:
-        from bench.report.command import report
+        with loading():
+            from bench.report.command import report
 
         return report(self.runs, self.out, console)
 
@@ -214,7 +221,8 @@ class CompareCommand:
     """Run folder, whose numbers are put over those of the first."""
 
     def execute(self, console: Console) -> int:
-        from bench.report.compare import compare
+        with loading():
+            from bench.report.compare import compare
 
         return compare(self.a, self.b, console)
 
@@ -280,7 +288,8 @@ class QualityCommand:
     """Run folder to complete: what is not ok in it goes on from its last checkpoint."""
 
     def execute(self, console: Console) -> int:
-        from bench.quality.command import run_quality
+        with loading():
+            from bench.quality.command import run_quality
 
         return run_quality(self, console)
 
@@ -311,9 +320,6 @@ def main() -> int:
 
 def _main(execute: Callable[[Console], int]) -> int:
     """Exit status of a command; a person's mistake is one line and status 2."""
-    # PyTorch brings a million objects that stay: looking through them for cycles, while they are
-    # loaded and once more at exit, would take a person's second.
-    gc.set_threshold(100_000)
     try:
         return execute(Console(soft_wrap=not sys.stdout.isatty()))
     except UserError as error:
@@ -323,4 +329,4 @@ def _main(execute: Callable[[Console], int]) -> int:
         print("interrupted", file=sys.stderr)
         return 130
     finally:
-        gc.freeze()
+        gc.freeze()  # or the interpreter would look through all that is left, and then leave anyway

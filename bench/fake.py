@@ -4,7 +4,6 @@ A fake tensor has a shape, a type and a storage of so many bytes that is never a
 are all that is missing. In `faking` a step on fake tensors dispatches the operators of a real one.
 """
 
-import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -121,18 +120,6 @@ class FaithfulFakeMode(FakeTensorMode):
 
     def _is_ours(self, tensor: Any) -> bool:
         return type(tensor) is FakeTensor and tensor.fake_mode is self and tensor.constant is None
-
-
-@contextmanager
-def without_collector() -> Iterator[None]:
-    """A fifth faster, imports included, and no number depends on when cycles are collected."""
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if collecting:
-            gc.enable()
 
 
 @contextmanager

@@ -22,12 +22,13 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeCopyMode
 
 from bench.allocator import Block, CachingAllocator, OutOfMemory, Pool
-from bench.fake import FaithfulFakeMode, faking, without_collector
+from bench.fake import FaithfulFakeMode, faking
 from bench.presets import Overrides, Workload
 from bench.probes import Columns
 from bench.probes.flops import dispatched_forward_flops
 from bench.probes.memory import Change, Part, tensors_in
 from bench.probes.step import Moment, Operator, Phase, StepProbe
+from bench.process import without_collector
 from bench.training import Training, TrainingStep
 
 GIB = 2**30

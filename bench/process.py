@@ -1,10 +1,12 @@
-"""What a trial's process asks of the operating system."""
+"""What a process asks of the operating system and of the interpreter."""
 
 import ctypes
+import gc
 import resource
 import signal
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
@@ -33,3 +35,23 @@ def die_with_parent() -> None:
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+@contextmanager
+def without_collector() -> Iterator[None]:
+    """A fifth faster, and no number depends on when cycles are collected."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()
+
+
+@contextmanager
+def loading() -> Iterator[None]:
+    """For imports: modules stay, so nobody need ever look through their million objects."""
+    with without_collector():
+        yield
+        gc.freeze()

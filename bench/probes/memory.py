@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from bench.probes import Columns
@@ -182,7 +182,7 @@ class MemoryProbe(TorchDispatchMode):
     def _follow(self, tensor: Tensor, part: Part, operator: str) -> None:
         for storage in self._storages(tensor):
             key = id(storage)
-            if key in self._live:
+            if key in self._live or tensor.device.type != self.device_type:
                 continue
             entry = Storage(storage.nbytes(), part, operator, self.layer)
             self._live[key] = entry
@@ -204,12 +204,11 @@ class MemoryProbe(TorchDispatchMode):
             if entry is not None and entry.part is Part.ACTIVATION:
                 entry.part = part
 
-    def _storages(self, tensor: Tensor) -> Iterator[torch.UntypedStorage]:
-        if is_traceable_wrapper_subclass(tensor):  # 8-bit optimizer state, say
-            for name in tensor.__tensor_flatten__()[0]:
-                yield from self._storages(getattr(tensor, name))
-        elif tensor.device.type == self.device_type and tensor.layout is torch.strided:
-            yield tensor.untyped_storage()
+    def _storages(self, tensor: Tensor) -> list[torch.UntypedStorage]:
+        if _is_wrapper(type(tensor)):  # 8-bit optimizer state, say
+            inner = (getattr(tensor, name) for name in tensor.__tensor_flatten__()[0])  # type: ignore[attr-defined]
+            return [storage for each in inner for storage in self._storages(each)]
+        return [tensor.untyped_storage()] if tensor.layout is torch.strided else []
 
 
 class AllocatorProbe:
@@ -277,6 +276,12 @@ def tensors_in(value: Any) -> list[Tensor]:
 def operator_name(func: Any) -> str:
     """Such as `aten.convolution.default`."""
     return str(func)
+
+
+@cache
+def _is_wrapper(kind: type) -> bool:
+    """Whether tensors of this class only hold others (`__tensor_flatten__` names them)."""
+    return hasattr(kind, "__tensor_flatten__")
 
 
 def _gradients(network: nn.Module) -> Iterator[Tensor]:

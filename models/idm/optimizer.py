@@ -57,14 +57,32 @@ class LogQuantizer:
     def encode(self, values: Tensor, codes: Tensor, scales: Tensor, dither: Tensor) -> None:
         """Write values (blocks, 256) to codes and scales; dither in [0, 1), of that shape."""
         magnitudes = values.abs()
-        scales.copy_(magnitudes.amax(dim=1, keepdim=True))
-        ratio = magnitudes.div_(scales.clamp_min(1e-38))
+        scales.copy_(magnitudes.amax(dim=1, keepdim=True)).clamp_min_(1e-38)
+        ratio = magnitudes.div_(scales)
         level = ratio.clamp_min_(1e-38).log2_().div_(self.step).add_(self.top)
         below = level.floor()
         # How far from the code below to the one above, measured on the numbers, not their logs.
         part = level.sub_(below).mul_(self.step).exp2_().sub_(1).div_(2**self.step - 1)
         level = below.add_(part.gt_(dither)).clamp_(0, self.top)
         codes.copy_(level.copysign_(values) if self.signed else level)
+
+
+class Dither:
+    """Numbers in [0, 1), evenly spread over (rows, 256), others in every step.
+
+    They draw nothing from the generators, so that training is the same with and without them.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.down = self._multiples(ROWS, 2**0.5, device)[:, None]
+        self.across = self._multiples(BLOCK, GOLDEN, device)
+
+    def __call__(self, rows: int, step: int) -> Tensor:
+        return ((self.across + step * 3**0.5 % 1) + self.down[:rows]).frac_()
+
+    @staticmethod
+    def _multiples(count: int, of: float, device: torch.device) -> Tensor:
+        return (torch.arange(count, device=device, dtype=torch.float64) * of).frac().float()
 
 
 class AdamWInBackward(torch.optim.Optimizer):
@@ -100,6 +118,8 @@ class AdamWInBackward(torch.optim.Optimizer):
         # The root of the second moment needs half the range of the moment itself.
         self.quantizers = LogQuantizer(True, octaves=20), LogQuantizer(False, octaves=24)
         self.pull: Tensor | None = None
+        devices = {p.device for group in self.param_groups for p in group["params"]}
+        self.dither = {device: Dither(device) for device in devices}
         for group in self.param_groups:
             for parameter in group["params"]:
                 self.state[parameter] = self._new_state(parameter)
@@ -145,7 +165,7 @@ class AdamWInBackward(torch.optim.Optimizer):
             self._adamw(weights, gradient, *moments, state["step"], group)
             return
         # The same for every chunk of a tensor: they have it in turns.
-        dither = _dither(state["exp_avg_scales"][:ROWS], state["step"])
+        dither = self.dither[parameter.device](min(len(state["root_codes"]), ROWS), state["step"])
         states = (state[name].split(ROWS) for name in _STATE)
         chunks = parameter.view(-1).split(ROWS * BLOCK)
         grads = parameter.grad.reshape(-1).split(ROWS * BLOCK)
@@ -179,16 +199,3 @@ class AdamWInBackward(torch.optim.Optimizer):
         blocks = -(-parameter.numel() // BLOCK)
         codes = (quantizer.zeros(blocks, parameter.device) for quantizer in self.quantizers)
         return {"step": 0, **dict(zip(_STATE, itertools.chain(*codes), strict=True))}
-
-
-def _dither(rows: Tensor, step: int) -> Tensor:
-    """Numbers in [0, 1), evenly spread over (len(rows), 256), others in every step.
-
-    They draw nothing from the generators.
-    """
-    down, across = (
-        torch.arange(size, device=rows.device, dtype=torch.float64) for size in (len(rows), BLOCK)
-    )
-    across = (across * GOLDEN).frac().float()
-    down = (down * 2**0.5 + step * 3**0.5 % 1).frac().float()
-    return (across + down[:, None]).frac_()

@@ -238,10 +238,10 @@ def haar_signs(dims: int) -> Tensor:
 
 
 def _chunks(tensors: Sequence[Tensor]) -> Iterator[tuple[slice, slice]]:
-    """Slices (samples, voxels) of pieces (B, c, V): 1/8 of the whole each, but 1 to 64 MiB."""
+    """Slices (samples, voxels) of pieces (B, c, V): 1/8 of the whole each, but 1 to 128 MiB."""
     batch, voxels = tensors[0].shape[0], tensors[0].shape[2]
     channels = sum(tensor.shape[1] for tensor in tensors)
-    limit = min(max(2**18, batch * channels * voxels // 8), 2**24)
+    limit = min(max(2**18, batch * channels * voxels // 8), 2**25)
     samples = max(1, min(batch, limit // (channels * voxels)))
     width = max(1, min(voxels, limit // channels))
     for first in range(0, batch, samples):

@@ -10,7 +10,7 @@ from torch._subclasses import FakeTensorMode
 
 from models.idm import IDM
 from models.idm.lean import LeanIDM, build
-from models.idm.optimizer import BLOCK, AdamWInBackward, LogQuantizer, _dither
+from models.idm.optimizer import BLOCK, AdamWInBackward, Dither, LogQuantizer
 from tests.models.live_storages import LiveStorages
 from tests.models.test_exactness import error, gradients
 from tests.models.test_network import GIB, NARROW, PAPER, batch, perturbed
@@ -157,9 +157,9 @@ def test_quantized_numbers_are_close_one_by_one_and_right_on_average(signed, oct
     values = torch.randn(8, BLOCK)
     values = values if signed else values.abs()
     codes, scales = quantizer.zeros(8, values.device)
-    mean = torch.zeros_like(values)
+    mean, dither = torch.zeros_like(values), Dither(values.device)
     for step in range(200):
-        quantizer.encode(values.clone(), codes, scales, _dither(values, step))
+        quantizer.encode(values.clone(), codes, scales, dither(len(values), step))
         decoded = quantizer.decode(codes, scales)
         assert ((decoded - values).abs() <= tolerance * values.abs() + 1e-5).all()
         mean += decoded / 200
@@ -171,9 +171,9 @@ def test_a_slow_decay_is_not_rounded_away():
     codes, scales = quantizer.zeros(1, torch.device("cpu"))
     values = torch.linspace(0.1, 1, BLOCK)[None].clone()
     values[0, -1] = 1.0
-    anchor = values.clone()
+    anchor, dither = values.clone(), Dither(values.device)
     for step in range(1000):
-        quantizer.encode(values.clone(), codes, scales, _dither(values, step))
+        quantizer.encode(values.clone(), codes, scales, dither(len(values), step))
         values = quantizer.decode(codes, scales) * 0.9995
         values[0, -1] = 1.0  # keeps the scale where it is
     ratio = (values / anchor)[0, :-1].mean()
