@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 
 from bench import planning
-from bench.cli import RunCommand
+from bench.commands import RunCommand
 from bench.console import ConsoleDisplay
 from bench.environment import describe_environment, describe_resumption
 from bench.errors import UserError

@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 from rich.console import Console
 
-from bench.cli import CheckCommand
+from bench.commands import CheckCommand
 from bench.errors import UserError
 from bench.methods import METHODS, find_methods
 from bench.parallel import in_processes

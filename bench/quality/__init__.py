@@ -4,7 +4,8 @@ command.py      the command `quality`: plans, budgets, split; then a process a t
 budget.py       the widest network of a method that trains in so much memory
 cohort.py       who trains, who validates, who tests: split.json
 runner.py       the trainings one after another, and what became of each
-trainee.py      one training: its plan and what its process does
+plan.py         all that one training needs to know
+trainee.py      what its process does
 ema.py          the mean of the weights over the last steps
 validation.py   ε-MSE on volumes, timesteps and noise that are the same for every method
 checkpoint.py   a training as a file, and back, to the last bit

@@ -12,12 +12,12 @@ from dataclasses import dataclass, replace
 from functools import cache
 
 from bench.errors import UserError
-from bench.fake import FaithfulFakeMode, faking
 from bench.methods import METHODS
 from bench.parallel import in_processes
 from bench.predict import predict_method
+from bench.predict.fake import FaithfulFakeMode, faking
+from bench.predict.search import largest_that_fits
 from bench.presets import Workload
-from bench.search import largest_that_fits
 from bench.sizes import show_size
 
 FINEST_STEP = 8

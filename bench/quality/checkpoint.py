@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from bench.errors import UserError
 from bench.plain import from_plain
-from bench.predict import make_state
+from bench.predict.prediction import make_state
 from bench.quality.ema import Ema
 
 MOST_HEADER_BYTES = 2**24

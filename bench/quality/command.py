@@ -1,6 +1,5 @@
 """The command `quality`: check everything, divide the data, choose widths, train one by one."""
 
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -13,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench import planning
-from bench.cli import QualityCommand
+from bench.commands import QualityCommand
 from bench.console import ConsoleDisplay
 from bench.data import Source, load
 from bench.diffusion import TIMESTEPS
@@ -26,10 +25,10 @@ from bench.probes.energy import check_country
 from bench.quality.budget import Question, choose_widths
 from bench.quality.cohort import Cohort, default_subjects, describe_split, divide
 from bench.quality.learning import QualityRun
+from bench.quality.plan import Plan
 from bench.quality.runner import run_trainings
 from bench.quality.sampling import read_nifti
 from bench.quality.scalars import check_tensorboard
-from bench.quality.trainee import Plan
 from bench.report import write_report
 from bench.report.quality import write_figure2
 from bench.sizes import parse_size, show_size
@@ -49,8 +48,6 @@ class Trainings:
 
 def run_quality(command: QualityCommand, console: Console) -> int:
     """Exit status 0 when every training is ok, 1 when some are not; UserError before any starts."""
-    # CUDA is to number its cards as NVML does: by default it puts the fastest first.
-    os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
     if command.resume is not None:
         return _resume(command, command.resume, console)
     _check(command)

@@ -1,10 +1,8 @@
 """What follows a training: its scores, samples of it, and what sampling needs."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,12 +10,10 @@ from torch import nn
 
 from bench.diffusion import Denoiser
 from bench.quality.learning import QualityRun
+from bench.quality.plan import Plan
 from bench.quality.sampling import generate, sampling_memory, write_nifti
 from bench.quality.scoring import score, score_samples
 from bench.worker import Events
-
-if TYPE_CHECKING:
-    from bench.quality.trainee import Plan
 
 
 class Stopped(Exception):

@@ -8,7 +8,7 @@ from bench.console import ConsoleDisplay, describe_work
 from bench.probes import Columns, add_columns
 from bench.probes.energy import co2_kg
 from bench.quality.learning import QualityRun, Trained
-from bench.quality.trainee import Plan
+from bench.quality.plan import Plan
 from bench.results import Status, column_names
 from bench.sizes import show_size
 from bench.worker import Interrupt, Worker

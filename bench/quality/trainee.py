@@ -1,4 +1,4 @@
-"""One training: its plan, and what its process does (`bench/worker.py`).
+"""What the process of one training does (`bench/worker.py`).
 
 The process writes its own points of the learning curve and its own checkpoints, so that a point is
 on the disk before the checkpoint that counts it as over.
@@ -10,9 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -20,7 +18,6 @@ from torch import Tensor
 
 from bench.data import load
 from bench.methods import METHODS
-from bench.presets import Workload
 from bench.probes import Columns, SampledProbe
 from bench.probes.energy import EnergyProbe, open_meter
 from bench.probes.host import device_name
@@ -31,55 +28,15 @@ from bench.quality.checkpoint import Checkpoint, Progress
 from bench.quality.ema import Ema
 from bench.quality.evaluation import Stopped, evaluate
 from bench.quality.learning import Learning, QualityRun
+from bench.quality.plan import Plan
 from bench.quality.scalars import Scalars
 from bench.quality.validation import Validation, denoiser
-from bench.training import Training, TrainingStep, Window, synchronize
+from bench.training import Training, TrainingStep, synchronize
 from bench.trial import iterate_order
 from bench.worker import Events, serve
 
 _SAMPLE_HZ = 2.0  # of power, where energy is integrated; a counter is read at both ends anyway
 _MEASURED_STEP = 2  # the first in steady state: the optimizer has its state
-
-
-@dataclass(frozen=True)
-class Plan:
-    """All that a training needs to know."""
-
-    method: str
-    preset: str
-    work: Workload
-    training: Training
-    """`anneal_steps` is left out of account: the rate follows the window (`learning_rate`)."""
-    window: Window
-    device: str
-    folder: str
-    """The run's."""
-    data: str
-    """Name of the data source, for the record."""
-    volumes: str
-    """The prepared volumes, an .npy of shape (N, C, D, H, W)."""
-    train: tuple[int, ...]
-    val: tuple[int, ...]
-    """Which of them train and which validate."""
-    split_seed: int = 0
-    """Of the split, and of the timesteps and the noise of the validation."""
-    validations: int = 30
-    ema: float = 0.995
-    checkpoint_s: float = 60.0
-    """Of training, from one checkpoint to the next."""
-    budget_bytes: int | None = None
-    predicted_peak_bytes: int | None = None
-    samples: int = 4
-    sampler: Literal["ddpm", "ddpm-clipped", "ddim"] = "ddim"
-    sampler_steps: int | None = None
-    """Of ddim; None: its default."""
-    tensorboard: bool = False
-    country: str | None = None
-    """ISO 3166-1 alpha-3 code of the grid for CO₂; None: the world's mean."""
-
-    @property
-    def seed(self) -> int:
-        return self.training.seed
 
 
 def run(plan: Plan, events: Events, should_stop: Callable[[], bool] = lambda: False) -> None:

@@ -1,17 +1,17 @@
 """The command `report`: run folders in, tables, figures and a page out."""
 
-from pathlib import Path
-
 from rich.console import Console
 from rich.text import Text
 
+from bench.commands import ReportCommand
 from bench.errors import UserError
 from bench.report import write_evidence
 from bench.report.reading import read_evidence
 
 
-def report(runs: tuple[Path, ...], out: Path | None, console: Console) -> int:
+def run_report(command: ReportCommand, console: Console) -> int:
     """Exit status 0, also for partial runs, whose faults are said; UserError for no run at all."""
+    runs, out = command.runs, command.out
     if not runs:
         raise UserError("report: name at least one run folder, such as results/RUN")
     if out is None and len(runs) > 1:

@@ -1,13 +1,13 @@
 """What changed between two runs: per method and column, and in the environment."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from rich.console import Console
 from rich.text import Text
 
+from bench.commands import CompareCommand
 from bench.report.grid import NOTHING, Cell, Grid, as_rows, for_terminal, one_line
 from bench.report.reading import WORKLOAD, Evidence, Group, read_evidence
 from bench.report.statistics import FEWEST
@@ -18,9 +18,9 @@ COLUMNS = ["preset", "method", "column", "a", "a_low", "a_high", "b", "b_low", "
            "difference", "ratio", "apart"]  # fmt: skip
 
 
-def compare(a: Path, b: Path, console: Console) -> int:
+def run_compare(command: CompareCommand, console: Console) -> int:
     """Show the differences of two runs; exit status 0, whatever they are."""
-    before, after = read_evidence([a]), read_evidence([b])
+    before, after = read_evidence([command.a]), read_evidence([command.b])
     pairs = list(_pairs(before, after))
     for ours, theirs in pairs:
         table = differences(ours, theirs)

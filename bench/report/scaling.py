@@ -13,7 +13,7 @@ from bench.report.figures import _STYLE, COLOURS, DASHES, GIB
 from bench.sizes import show_size
 
 if TYPE_CHECKING:
-    from bench.scale import Slope
+    from bench.predict.scale import Slope
 
 PANELS = {
     "couplings": ("couplings a level and branch", "coupling"),

@@ -9,10 +9,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from bench.predict import describe
+from bench.predict.timeline import Timeline
 from bench.probes.memory import Part
 from bench.probes.step import Phase
 from bench.report.figures import _STYLE, GIB, PART_COLOURS, PARTS
-from bench.timeline import Timeline
 
 # What stays throughout lies at the bottom, what comes and goes on top.
 STACK = (Part.PARAMETER, Part.OPTIMIZER, Part.GRADIENT, Part.ACTIVATION, Part.OTHER)

@@ -9,7 +9,8 @@ from io import StringIO
 import pytest
 from rich.console import Console
 
-from bench.cli import RunCommand
+from bench.cli import execute
+from bench.commands import RunCommand
 from bench.errors import UserError
 from bench.fairness import Referee, Rest, measure_rest
 from bench.planning import make_plans
@@ -131,7 +132,7 @@ def test_strict_does_not_start_beside_others(tmp_path, busy_cpu):
     )  # fmt: skip
     output = StringIO()
     with pytest.raises(UserError, match="--strict: the CPU was busy with something else"):
-        command.execute(Console(file=output))
+        execute(command, Console(file=output))
     assert "Not alone: the CPU was busy" in output.getvalue()
     assert not (tmp_path / "out").exists()
 

@@ -19,7 +19,8 @@ import psutil
 import pytest
 from rich.console import Console
 
-from bench.cli import RunCommand
+from bench.cli import execute
+from bench.commands import RunCommand
 from bench.errors import UserError
 from bench.results import Record, Run, Sample, Step
 from bench.training import Window
@@ -47,7 +48,7 @@ def resume_here(run: Run | Path, **flags) -> tuple[int, str]:
     """The command in this process, which has PyTorch loaded: status and output."""
     output = StringIO()
     folder = run.folder if isinstance(run, Run) else run
-    status = RunCommand(resume=folder, **flags).execute(Console(file=output))
+    status = execute(RunCommand(resume=folder, **flags), Console(file=output))
     return status, output.getvalue()
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import psutil
 
-from bench.cli import RunCommand
+from bench.commands import RunCommand
 from bench.data import open_source, prepare
 from bench.environment import describe_environment
 from bench.presets import Workload

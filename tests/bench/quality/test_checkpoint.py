@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from bench.errors import UserError
-from bench.predict import make_state
+from bench.predict.prediction import make_state
 from bench.quality.checkpoint import Checkpoint, Progress
 from bench.quality.ema import Ema
 from models.idm.optimizer import AdamWInBackward

@@ -11,7 +11,7 @@ from bench.data import open_source, prepare
 from bench.presets import Workload
 from bench.quality import trainee
 from bench.quality.learning import QualityRun
-from bench.quality.trainee import Plan
+from bench.quality.plan import Plan
 from bench.training import Training, Window
 from bench.worker import Events
 

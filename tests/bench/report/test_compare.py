@@ -8,14 +8,15 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from bench.report.compare import compare, differences, environment_changes
+from bench.commands import CompareCommand
+from bench.report.compare import differences, environment_changes, run_compare
 from bench.report.reading import read_evidence
 from tests.bench.report.runs import ENVIRONMENT, GIB, full_run, predicted, record, write_run
 
 
 def output(a: Path, b: Path) -> str:
     text = io.StringIO()
-    assert compare(a, b, Console(file=text, width=160)) == 0
+    assert run_compare(CompareCommand(a, b), Console(file=text, width=160)) == 0
     return text.getvalue()
 
 

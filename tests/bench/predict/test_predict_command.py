@@ -9,10 +9,10 @@ from PIL import Image
 
 from bench import cli
 from bench.predict import predict
+from bench.predict.timeline import Timeline
 from bench.probes.memory import Part
 from bench.probes.step import Phase
 from bench.results import Record, column_names, read_table
-from bench.timeline import Timeline
 
 
 @pytest.fixture

@@ -293,7 +293,7 @@ def test_misuse_is_refused():
 
 def test_the_five_lines_of_the_page(capsys):
     """docs/predict.md shows them; they are run as they stand there."""
-    page = (Path(__file__).parents[2] / "docs" / "predict.md").read_text()
+    page = (Path(__file__).parents[3] / "docs" / "predict.md").read_text()
     (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     lines = [line for line in code.splitlines() if line and not line.startswith("import torch")]
     exec(code, {})

@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from bench.allocator import MIB, CachingAllocator, OutOfMemory
+from bench.predict.allocator import MIB, CachingAllocator, OutOfMemory
 
 
 def test_requests_are_rounded_up_to_512():

@@ -6,10 +6,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from bench.cli import PredictCommand
+from bench.commands import PredictCommand
 from bench.errors import UserError
 from bench.methods import Method, find_methods
-from bench.predict import Prediction, describe, predict_method
+from bench.predict.prediction import Prediction, describe, predict_method
 from bench.presets import Workload
 from bench.probes import Columns
 from bench.results import Record, write_rows
@@ -46,8 +46,8 @@ def run_predict(command: PredictCommand, console: Console) -> int:
     write_rows(path, Record, [record(row, command.preset, command.device) for row in rows])
     written = [path]
     if command.timeline:
+        from bench.predict.timeline import Timeline
         from bench.report.timeline import write_timeline
-        from bench.timeline import Timeline
 
         timelines = [Timeline.of(method.name, prediction) for method, _, prediction in rows]
         title = f"One training step at the preset {command.preset}"

@@ -6,7 +6,7 @@ from functools import cached_property
 
 import numpy as np
 
-from bench.predict import Prediction
+from bench.predict.prediction import Prediction
 from bench.probes.memory import Part
 from bench.probes.step import Moment, Phase
 

@@ -7,15 +7,15 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
-from bench.cli import FitCommand
+from bench.commands import FitCommand
 from bench.errors import UserError
-from bench.gpus import find_gpu
 from bench.methods import METHODS, find_methods
 from bench.parallel import in_processes
-from bench.predict import Prediction, predict_method
-from bench.predictions import NOT_MODELLED, make_folder
+from bench.predict.command import NOT_MODELLED, make_folder
+from bench.predict.gpus import find_gpu
+from bench.predict.prediction import Prediction, predict_method
+from bench.predict.search import largest_that_fits
 from bench.presets import Overrides, Workload
-from bench.search import largest_that_fits
 from bench.sizes import parse_size, show_size
 
 EXPANDABLE = (

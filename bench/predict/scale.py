@@ -9,12 +9,12 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
-from bench.cli import ScaleCommand
+from bench.commands import ScaleCommand
 from bench.errors import UserError
 from bench.methods import METHODS, find_methods
 from bench.parallel import in_processes
-from bench.predict import predict_method
-from bench.predictions import make_folder
+from bench.predict.command import make_folder
+from bench.predict.prediction import predict_method
 from bench.presets import Overrides, Workload
 from bench.sizes import show_size
 

@@ -4,14 +4,14 @@ from dataclasses import replace
 
 import pytest
 
-from bench.cli import FitCommand
+from bench.commands import FitCommand
 from bench.errors import UserError
-from bench.fit import Question, answer, run_fit, what_fits_instead
-from bench.gpus import GPUS, find_gpu
 from bench.methods import METHODS
 from bench.predict import predict_method
+from bench.predict.fit import Question, answer, run_fit, what_fits_instead
+from bench.predict.gpus import GPUS, find_gpu
+from bench.predict.search import largest_that_fits
 from bench.presets import Overrides
-from bench.search import largest_that_fits
 from bench.sizes import GIB, parse_size, show_size
 
 pytestmark = pytest.mark.slow

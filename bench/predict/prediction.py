@@ -21,8 +21,8 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeCopyMode
 
-from bench.allocator import Block, CachingAllocator, OutOfMemory, Pool
-from bench.fake import FaithfulFakeMode, faking
+from bench.predict.allocator import Block, CachingAllocator, OutOfMemory, Pool
+from bench.predict.fake import FaithfulFakeMode, faking
 from bench.presets import Overrides, Workload
 from bench.probes import Columns
 from bench.probes.flops import dispatched_forward_flops
