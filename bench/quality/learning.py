@@ -113,6 +113,9 @@ class QualityRun(Run):
     def learning(self) -> pd.DataFrame:
         return self._read("learning.csv", Learning)
 
+    def scores(self) -> pd.DataFrame:
+        return self._read("quality.csv", Score)
+
     def samples_of(self, method: str, seed: int) -> Path:
         """As `bench.quality.sampling` takes it, which numbers the files."""
         return self.folder / "samples" / f"{method}-{seed}.nii.gz"

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
@@ -104,6 +105,33 @@ def test_the_split(finished):
     for trial in environment["trials"]:
         assert [names[index] for index in trial["train"]] == parts["train"]
         assert [names[index] for index in trial["val"]] == parts["val"]
+
+
+def test_what_they_are_worth(finished):
+    """Scores of both methods on the validation set, their samples, Figure 2 and the page."""
+    run, _ = finished
+    scores = run.scores()
+    for method in ("idm", "patchddm"):
+        of_method = scores[scores["method"] == method]
+        drawn = of_method[of_method["protocol"] == "ddim-50"]
+        assert {"ms_ssim", "histogram_distance", "sampling_peak_memory_bytes"} <= set(
+            drawn["column"]
+        )
+        noise = of_method[of_method["column"] == "mse"]
+        assert set(noise["timestep"]) == {200, 500, 1000, 1500}
+        assert noise["value"].between(0.1, 1.5).all()
+        for index in range(4):
+            image = nib.load(run.folder / "samples" / f"{method}-0_{index}.nii.gz")
+            voxels = image.get_fdata()
+            assert image.shape == (16, 16, 16)
+            assert voxels.min() >= 0
+            assert voxels.max() <= 1
+            assert voxels.std() > 0
+    for name in ("figure2", "learning_curve"):
+        assert (run.folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert (run.folder / f"{name}.pdf").read_bytes().startswith(b"%PDF")
+    assert "patchddm, T1" in (run.folder / "table1.md").read_text()
+    assert "Figure 2" in (run.folder / "report.html").read_text()
 
 
 def test_nothing_that_is_finished_is_trained_again(finished, monkeypatch, capsys):

@@ -43,10 +43,12 @@ def volumes(folder: Path) -> Path:
     return prepare(open_source("phantom", None, ("t1",), 8, 0, 7), folder / "cache")
 
 
-def train(plan: Plan, stop_after: int | None = None) -> list[dict[str, Any]]:
+def train(
+    plan: Plan, stop_after: int | None = None, should_stop: Callable[[], bool] | None = None
+) -> list[dict[str, Any]]:
     """Carry a plan out in this process; what it told. A stop comes like Ctrl-C."""
     heard = io.StringIO()
-    trainee.run(plan, Events(heard), lambda: steps_in(heard) == stop_after)
+    trainee.run(plan, Events(heard), should_stop or (lambda: steps_in(heard) == stop_after))
     return [json.loads(line) for line in heard.getvalue().splitlines()]
 
 
