@@ -33,7 +33,9 @@ class LeanIDM(IDM):
     Gradients and parameters are those of `IDM`. Further arguments:
 
     Args:
-        stream: run the top level sample by sample, its way down twice (batches of 2 and more).
+        stream_bytes: run the top level sample by sample, its way down twice, where the state of a
+            sample takes more than this (None: never). Below it, there is little to be saved, and
+            a CPU's convolution of a single small sample is five times as slow.
         slice_bytes: F is sliced so that a hidden tensor takes about this much (None: never).
         eight_bit: optimizer moments as bytes (see `AdamWInBackward`).
         half_precision: run F in bfloat16; states, weights and gradients stay float32. Not exact.
@@ -42,7 +44,7 @@ class LeanIDM(IDM):
     def __init__(
         self,
         *args: Any,
-        stream: bool = True,
+        stream_bytes: int | None = 16 * 2**20,
         slice_bytes: int | None = 256 * 2**20,
         eight_bit: bool = True,
         half_precision: bool = False,
@@ -50,21 +52,21 @@ class LeanIDM(IDM):
     ) -> None:
         super().__init__(*args, **options)
         self.eight_bit = eight_bit
-        self.stream = stream and len(self.channels) > 1
+        self.stream_bytes = stream_bytes if len(self.channels) > 1 else None
         for block in self.modules():
             if isinstance(block, ConvolutionBlock):
                 block.slice_bytes = slice_bytes
                 block.half_precision = half_precision
         names = [wire.layer for wire in self.wiring]
-        if self.stream:
+        if self.stream_bytes is not None:
             down, up = names.index("level0_down") + 1, names.index("level0_up")
             self.way_down, self.middle = self.wiring[:down], self.wiring[down:up]
             self.way_up = self.wiring[up:]
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        if not self.stream or len(x) == 1:  # one sample gains nothing from its own turn
-            return super().forward(x, t)
         self._check_input(x)
+        if not self._streams(x):
+            return super().forward(x, t)
         embedding = self.time(t)
         samples = list(zip(x.split(1), embedding.split(1), strict=True))
         skips, deeper = [], []
@@ -90,12 +92,18 @@ class LeanIDM(IDM):
         """An optimizer that works in backward() and adds the λ_L2 term of eq. (8) itself."""
         trained = [p for p in self.parameters() if p.requires_grad]
         # The top level's gradients are sums over the samples, and ready after the last one.
-        for wire in self.middle if self.stream else self.wiring:
+        for wire in self.wiring if self.stream_bytes is None else self.middle:
             if isinstance(coupling := self.body[wire.layer], AdditiveCoupling):
                 coupling.accumulates_at_once = True
         return AdamWInBackward(
             trained, learning_rate, lambda_l2=lambda_l2, eight_bit=self.eight_bit
         )
+
+    def _streams(self, x: Tensor) -> bool:
+        if self.stream_bytes is None or len(x) == 1:  # one sample gains nothing from its own turn
+            return False
+        state_bytes = x.nbytes // (len(x) * self.in_channels) * self.channels[0]
+        return state_bytes > self.stream_bytes
 
     def _descend_twice(self, *sample: Tensor) -> tuple[Tensor, ...]:
         if not torch.is_grad_enabled() or torch.jit.is_tracing():

@@ -133,7 +133,7 @@ def test_lean(report_bound, capsys):
     bounds = {"paper": (PAPER, 2.5), "full-volume": ((1, 1, 256, 256, 256), 16.0)}
     changes = {
         "idm-lean": {},
-        "without streaming": {"stream": False},
+        "without streaming": {"stream_bytes": None},
         "without slices of F": {"slice_bytes": None},
         "with moments in float32": {"eight_bit": False},
         "with F in bfloat16": {"half_precision": True},

@@ -36,7 +36,8 @@ def test_paper_in_two_and_a_half_gib():
 
 
 def lean_twin(net: IDM, **options) -> LeanIDM:
-    twin = LeanIDM(channels=net.channels, dims=net.dims, **options)
+    """It streams whatever the size of a sample."""
+    twin = LeanIDM(channels=net.channels, dims=net.dims, stream_bytes=0, **options)
     twin.to(next(net.parameters()).dtype).load_state_dict(net.state_dict())
     return twin
 
@@ -72,9 +73,9 @@ def test_half_precision_runs_f_in_bfloat16_only():
 def test_the_largest_skip_is_not_kept():
     """Between its rebuilding and its use: what streaming and recomputing are for."""
     peaks = []
-    for stream in (True, False):
+    for stream_bytes in (0, None):
         with FakeTensorMode(), LiveStorages() as watch:
-            net = build(channels=(32, 64), stream=stream)
+            net = build(channels=(32, 64), stream_bytes=stream_bytes)
             optimizer = net.make_optimizer(learning_rate=1e-4)
             x, t = torch.randn(4, 1, 32, 32, 32), torch.zeros(4, dtype=torch.long)
             base = watch.live
@@ -82,6 +83,18 @@ def test_the_largest_skip_is_not_kept():
             optimizer.step()
         peaks.append(watch.peak - base)
     assert peaks[0] < 0.75 * peaks[1]
+
+
+def test_small_samples_are_not_streamed():
+    peaks = {}
+    for stream_bytes in (0, 2**20, None):
+        with FakeTensorMode(), LiveStorages() as watch:
+            net = build(channels=(32, 64), stream_bytes=stream_bytes)
+            x, t = torch.randn(4, 1, 16, 16, 16), torch.zeros(4, dtype=torch.long)
+            net(x, t).square().mean().backward()
+        peaks[stream_bytes] = watch.peak
+    assert 32 * 16**3 * 4 < 2**20  # bytes of a sample's state
+    assert peaks[2**20] == peaks[None] > peaks[0]
 
 
 # --- the optimizer ----------------------------------------------------------------------------
@@ -109,7 +122,7 @@ def test_with_float32_state_it_is_adamw():
 @pytest.mark.parametrize("size", [1, 2])
 def test_gradients_applied_at_once_are_those_applied_layer_by_layer(size):
     """One of F's two gradients is gone before the other is made; each is applied once."""
-    net = perturbed(build(channels=NARROW))
+    net = perturbed(build(channels=NARROW, stream_bytes=0))
     reference = copy.deepcopy(net)
     x, t = batch(size, 1, 8, 8, 8)
     trained = []
