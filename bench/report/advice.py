@@ -7,7 +7,7 @@ import pandas as pd
 
 from bench.report.grid import Cell, Grid, significant
 from bench.report.reading import Group
-from bench.report.summary import Summary, summarise_each
+from bench.report.summary import million_voxels, summarise_each
 
 GIB = 2**30
 BUDGETS_GIB = (8, 16, 24, 40, 80)
@@ -25,7 +25,7 @@ class Need:
     memory: float
     """Bytes: given out by the allocator where that was measured, else the live tensors."""
     cost: float
-    """Seconds, or FLOPs where no time was measured, of a step per volume or patch."""
+    """Seconds, or FLOPs where no time was measured, of a step per million voxels."""
 
 
 def best_group(groups: Sequence[Group]) -> Group | None:
@@ -41,18 +41,17 @@ def best_group(groups: Sequence[Group]) -> Group | None:
 
 
 def needs(group: Group) -> list[Need]:
-    columns = ("peak_allocated_bytes", "peak_memory_bytes", _cost_column(group), "batch_size")
-    allocated, alive, costs, batches = (summarise_each(group.records, name) for name in columns)
+    column = "step_time_median_s" if _is_timed(group) else "flops_step"
+    cost = group.records[column].astype(float) / million_voxels(group.records)
+    records = group.records.assign(**{column: cost})
+    columns = ("peak_allocated_bytes", "peak_memory_bytes", column)
+    allocated, alive, costs = (summarise_each(records, name) for name in columns)
     peaks = {**alive, **allocated}
     return [
-        Need(name, peaks[name].value, costs[name].value / _batch(batches.get(name)))
+        Need(name, peaks[name].value, costs[name].value)
         for name in group.methods
         if name in peaks and name in costs
     ]
-
-
-def _batch(batch: Summary | None) -> float:
-    return max(1.0, batch.value) if batch is not None else 1.0
 
 
 def advise(group: Group, budget_gib: int = MAIN_BUDGET_GIB) -> str:
@@ -138,16 +137,12 @@ def _word(group: Group) -> str:
 
 def _show_cost(group: Group, cost: float) -> str:
     if _is_timed(group):
-        return f"{significant(cost)} s a volume"
-    return f"{significant(cost / 1e9)} GFLOP a volume"
+        return f"{significant(cost)} s a million voxels"
+    return f"{significant(cost / 1e9)} GFLOP a million voxels"
 
 
 def _is_timed(group: Group) -> bool:
     return bool(group.ok["step_time_median_s"].notna().all())
-
-
-def _cost_column(group: Group) -> str:
-    return "step_time_median_s" if _is_timed(group) else "flops_step"
 
 
 def _gib(nbytes: float) -> str:

@@ -24,6 +24,7 @@ from matplotlib.figure import Figure
 from bench.report import published
 from bench.report.grid import as_rows, significant
 from bench.report.reading import Group
+from bench.report.summary import million_voxels
 
 GIB = 2**30
 PARTS = {
@@ -237,7 +238,7 @@ def frontier(group: Group) -> Picture:
             plain_log_ticks(getattr(axes, f"{axis}axis"))
         else:
             getattr(axes, f"set_{axis}lim")(0, high * 1.25 or 1)
-    axes.set_xlabel("FLOPs of a step, per volume or patch (G)")
+    axes.set_xlabel("FLOPs of a step, per million voxels (G)")
     axes.set_ylabel("peak memory (GiB)")
     _label_points(figure, axes, points)
     return Picture(
@@ -250,13 +251,12 @@ def frontier(group: Group) -> Picture:
 
 
 def frontier_points(group: Group) -> pd.DataFrame:
-    """`method, gflop` (of a step, per volume or patch), `gib`, `best` (no method beats it)."""
+    """`method, gflop` (of a step, per million voxels), `gib`, `best` (no method beats it)."""
     rows = _median_trials(group).dropna(subset=["flops_step"])
     points = pd.DataFrame(
         {
             "method": rows["method"],
-            "gflop": rows["flops_step"].astype(float)
-            / rows["batch_size"].fillna(1).astype(float).clip(lower=1) / 1e9,
+            "gflop": rows["flops_step"].astype(float) / million_voxels(rows) / 1e9,
             "gib": rows["peak_memory_bytes"].astype(float) / GIB,
         }
     )  # fmt: skip

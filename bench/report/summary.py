@@ -106,3 +106,12 @@ def _sources(rows: pd.DataFrame, column: str) -> pd.Series:
         return pd.Series(None, index=rows.index, dtype=object)
     predicted = rows["peak_memory_source"].eq("predicted")
     return predicted.map({True: f"{source}; predicted", False: source})
+
+
+def million_voxels(records: pd.DataFrame) -> pd.Series:
+    """What a step of each trial sees, in millions of voxels: the measure of work that is common to
+    methods that train on volumes and on patches of them.
+    """
+    sides, batches = (records[name].astype(float) for name in ("patch", "batch_size"))
+    sides = sides.fillna(records["volume"].astype(float))
+    return (sides**3 * batches).fillna(1e6).clip(lower=1) / 1e6
