@@ -29,6 +29,14 @@ class Workload:
     modality: tuple[str, ...] = ("t1",)
     """MRI contrasts, one channel each."""
 
+    def columns(self) -> dict[str, Any]:
+        """As the tables of results have it."""
+        names = ("precision", "volume", "patch", "batch_size")
+        return {
+            **{name: getattr(self, name) for name in names},
+            "channels": " ".join(map(str, self.channels)),
+        }
+
 
 @dataclass(frozen=True)
 class Preset:

@@ -89,11 +89,7 @@ def planned_columns(plan: Plan) -> Columns:
         "preset": plan.preset,
         "data": plan.data,
         "device": plan.device,
-        "precision": plan.work.precision,
-        "volume": plan.work.volume,
-        "patch": plan.work.patch,
-        "batch_size": plan.work.batch_size,
-        "channels": " ".join(map(str, plan.work.channels)),
+        **plan.work.columns(),
         "seed": plan.training.seed,
     }
 

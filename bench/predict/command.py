@@ -76,11 +76,7 @@ def record(row: Row, preset: str, device: str) -> Record:
         status="ok",
         preset=preset,
         device=device,
-        precision=work.precision,
-        volume=work.volume,
-        patch=work.patch,
-        batch_size=work.batch_size,
-        channels=" ".join(map(str, work.channels)),
+        **work.columns(),
         **prediction.columns(),
         **(on_cuda if device == "cuda" else {}),
     )
