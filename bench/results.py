@@ -23,11 +23,12 @@ from contextlib import contextmanager, suppress
 from dataclasses import MISSING, dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self, get_args
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, get_args
 
 from bench.errors import UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Status = Literal["ok", "oom", "failed", "timeout", "interrupted"]
 
@@ -276,16 +277,16 @@ class Run:
             raise UserError(f"{path}: not an object; restore the file that the run wrote")
         return value
 
-    def records(self) -> pd.DataFrame:
+    def records(self) -> "pd.DataFrame":
         return self._read("runs.csv", Record)
 
-    def samples(self) -> pd.DataFrame:
+    def samples(self) -> "pd.DataFrame":
         return self._read("samples.csv", Sample)
 
-    def steps(self) -> pd.DataFrame:
+    def steps(self) -> "pd.DataFrame":
         return self._read("steps.csv", Step)
 
-    def _read(self, name: str, row_type: type) -> pd.DataFrame:
+    def _read(self, name: str, row_type: type) -> "pd.DataFrame":
         """A table of ours, which may have been killed while it wrote its last line."""
         path = self.folder / name
         return _parse(path, _finished_lines(path), row_type)
@@ -305,7 +306,7 @@ def column_names(row_type: type) -> list[str]:
     return [f.name for f in fields(row_type)]
 
 
-def read_table(path: Path, row_type: type) -> pd.DataFrame:
+def read_table(path: Path, row_type: type) -> "pd.DataFrame":
     """A table with the columns of `row_type`, typed; UserError where the file is not one.
 
     Whole numbers are read as pandas' nullable integers, so that bytes stay exact beside empty
@@ -314,7 +315,9 @@ def read_table(path: Path, row_type: type) -> pd.DataFrame:
     return _parse(path, _read_text(path, MOST_CSV_BYTES), row_type)
 
 
-def _parse(path: Path, text: str, row_type: type) -> pd.DataFrame:
+def _parse(path: Path, text: str, row_type: type) -> "pd.DataFrame":
+    import pandas as pd  # who only writes does without
+
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", pd.errors.ParserWarning)  # a row longer than the header

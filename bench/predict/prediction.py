@@ -188,16 +188,20 @@ def mean_square(network: nn.Module, batch: Any) -> Tensor:
 
 
 def make_state(optimizer: torch.optim.Optimizer) -> None:
-    """Give the optimizer its state, and the parameters gradients, as after a first step.
-
-    By a step on a loss that costs next to nothing, ∑ w²: it reaches also what an optimizer does
-    in the backward pass.
-    """
+    """Give the optimizer its state, and the parameters gradients, as after a first step."""
     trained = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
-    if not trained or all(optimizer.state.get(parameter) for parameter in trained):
+
+    def is_there() -> bool:
+        return not trained or all(optimizer.state.get(parameter) for parameter in trained)
+
+    if is_there():
         return
-    torch.stack([parameter.square().sum() for parameter in trained]).sum().backward()
+    for parameter in trained:
+        parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
+    if not is_there():  # it works in the backward pass: of a loss that costs next to nothing, ∑ w²
+        torch.stack([parameter.square().sum() for parameter in trained]).sum().backward()
+        optimizer.step()
 
 
 def simulate_cuda_allocator(changes: list[Change], capacity: int | None = None) -> Pool:
