@@ -19,6 +19,7 @@ from bench.probes.host import SWAP_BYTES, swap_in_use
 from bench.report.statistics import bootstrap_interval, differ
 from bench.results import Record
 from bench.runner import run_trials
+from bench.training import Window
 from tests.bench.trials import Watcher, new_run, tiny_plan
 
 
@@ -138,9 +139,10 @@ def test_strict_does_not_start_beside_others(tmp_path, busy_cpu):
 
 
 def test_a_window_beside_others_and_two_runs_of_one_seed(tmp_path, busy_cpu):
+    window = Window(steps=60)  # long enough for the clock ticks in which the kernel counts load
     plans = [
-        tiny_plan(tmp_path, repeat=1, probes=("host",)),
-        tiny_plan(tmp_path, repeat=2),
+        tiny_plan(tmp_path, repeat=1, window=window, probes=("host",)),
+        tiny_plan(tmp_path, repeat=2, window=window),
     ]
     run = new_run(tmp_path, plans)
     watcher = Watcher()
@@ -155,7 +157,7 @@ def test_a_window_beside_others_and_two_runs_of_one_seed(tmp_path, busy_cpu):
 
     losses = run.steps().pivot_table(index="step", columns="repeat", values="loss")
     assert losses[1].tolist() == losses[2].tolist()
-    assert losses[1].nunique() == 3
+    assert losses[1].nunique() == 60
 
 
 def test_repeats_take_turns_with_one_seed(tmp_path):
