@@ -1,5 +1,6 @@
 """The command `predict`: what methods will need, as a table, as `runs.csv` and as a picture."""
 
+import gc
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from bench.methods import Method, find_methods
 from bench.predict.prediction import Prediction, describe, predict_method
 from bench.presets import Workload
 from bench.probes import Columns
+from bench.process import without_collector
 from bench.results import Record, write_rows
 
 GIB = 2**30
@@ -39,9 +41,11 @@ def run_predict(command: PredictCommand, console: Console) -> int:
     ]
     make_folder(command.out)
     rows = []
-    for method, work in chosen:
-        with console.status(f"Predicting {method.name}"):
-            rows.append((method, work, predict_method(method, work)))
+    with without_collector():  # which would look through all that was imported on the way
+        for method, work in chosen:
+            with console.status(f"Predicting {method.name}"):
+                rows.append((method, work, predict_method(method, work)))
+        gc.freeze()
     path = command.out / "runs.csv"
     write_rows(path, Record, [record(row, command.preset, command.device) for row in rows])
     written = [path]
