@@ -24,7 +24,7 @@ def describe_environment(command: Sequence[str], plans: Sequence[Any]) -> dict[s
         plans: of each trial, a dataclass of JSON values.
     """
     return {
-        "command": list(command),
+        "command": _as_typed(command),
         "trials": [asdict(plan) for plan in plans],
         "hardware": _hardware(),
         "versions": _versions(),
@@ -45,7 +45,16 @@ def describe_resumption(
             if before.get(name) != value:
                 changes.append(f"{name} was {before.get(name)}, is {value}")
     stamp = datetime.now(UTC).isoformat(timespec="seconds")
-    return {"at": stamp, "command": list(command), **now}, changes
+    return {"at": stamp, "command": _as_typed(command), **now}, changes
+
+
+def _as_typed(command: Sequence[str]) -> list[str]:
+    """`sys.argv` as a person would type it: `-m bench` is there as the path of a file."""
+    program, *arguments = command
+    path = Path(program)
+    if path.name == "__main__.py":
+        return ["python", "-m", path.parent.name, *arguments]
+    return [path.name, *arguments]
 
 
 def _hardware() -> dict[str, Any]:

@@ -150,9 +150,10 @@ def _check(command: QualityCommand) -> None:
     ):
         if value is not None and not least <= value <= most:
             raise UserError(f"{flag} {value:g}: from {least} to {most}")
-    if command.sampler_steps is not None and command.sampler != "ddim":
+    if command.sampler == "ddpm" and command.sampler_steps not in (None, TIMESTEPS):
         raise UserError(
-            f"--sampler-steps: only ddim skips steps; {command.sampler} has {TIMESTEPS}"
+            f"--sampler-steps {command.sampler_steps}: ddpm has {TIMESTEPS}; ddpm-clipped and ddim "
+            "skip steps"
         )
     if len(set(command.seeds)) < len(command.seeds):
         raise UserError(f"--seeds {' '.join(map(str, command.seeds))}: each once")

@@ -36,9 +36,9 @@ class Plan:
     budget_bytes: int | None = None
     predicted_peak_bytes: int | None = None
     samples: int = 4
-    sampler: Sampler = "ddim"
+    sampler: Sampler = "ddpm-clipped"
     sampler_steps: int | None = None
-    """Of ddim; None: its default."""
+    """None: the sampler's own (`bench.quality.sampling.STEPS`)."""
     tensorboard: bool = False
     country: str | None = None
     """ISO 3166-1 alpha-3 code of the grid for CO₂; None: the world's mean."""

@@ -4,7 +4,7 @@ A sampler calls `denoiser(x_t, t)` on whole volumes. A network that trained on p
 is called without the keywords of its crop: it then takes its input for the whole volume.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -13,12 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bench.diffusion import Denoiser, Diffusion
+from bench.diffusion import TIMESTEPS, Denoiser, Diffusion
 from bench.probes import Columns
 from bench.probes.memory import MemoryProbe
 
 Sampler = Literal["ddpm", "ddpm-clipped", "ddim"]
-DDIM_STEPS = 50
+STEPS: Mapping[Sampler, int] = {"ddpm": TIMESTEPS, "ddpm-clipped": 250, "ddim": 50}
+"""Calls of the denoiser unless told. `ddpm` has no other number, the others up to all timesteps."""
 
 
 @torch.no_grad()
@@ -37,9 +38,9 @@ def generate(
         denoiser: in evaluation mode, on `device`.
         shape: (N, C, D, H, W).
         sampler: `ddpm` is eq. (7) with all 2,000 steps, `ddpm-clipped` the same with the volume
-            that each step sees clamped (`clipped`); `ddim` skips most steps (`strided`).
-        steps: calls of the denoiser; by default 50 for `ddim`, and 2,000 for the others, which
-            have no other number.
+            that each step sees clamped, in any number of steps (`clipped`); `ddim` adds no noise
+            (`strided`).
+        steps: calls of the denoiser; None: `STEPS`.
         seed: of x_T and, but for `ddim`, of the noise of every step. The same seed gives the same
             volumes on one kind of device.
         progress: told the share that is done, 0 to 1, after every step.
@@ -54,7 +55,7 @@ def generate(
     if sampler == "ddpm":
         chain = diffusion.sample(denoiser, x, generator)
     elif sampler == "ddpm-clipped":
-        chain = clipped(diffusion, denoiser, x, generator)
+        chain = clipped(diffusion, denoiser, x, steps, generator)
     else:
         chain = strided(diffusion, denoiser, x, steps)
     for done in range(1, steps + 1):
@@ -66,38 +67,48 @@ def generate(
 
 def sampler_steps(sampler: Sampler, steps: int | None = None) -> int:
     """Calls of the denoiser that `generate` makes; ValueError as there."""
-    most = Diffusion().timesteps
-    if sampler != "ddim":
-        if steps not in (None, most):
-            raise ValueError(f"{sampler} samples in {most} steps, not {steps}; ddim takes fewer")
-        return most
-    if steps is not None and not 1 <= steps <= most:
-        raise ValueError(f"ddim samples in 1 to {most} steps, not {steps}")
-    return steps or DDIM_STEPS
+    if sampler == "ddpm" and steps not in (None, TIMESTEPS):
+        raise ValueError(
+            f"ddpm samples in {TIMESTEPS} steps, not {steps}; ddpm-clipped and ddim take fewer"
+        )
+    if steps is not None and not 1 <= steps <= TIMESTEPS:
+        raise ValueError(f"{sampler} samples in 1 to {TIMESTEPS} steps, not {steps}")
+    return steps or STEPS[sampler]
+
+
+def spread_timesteps(steps: int) -> list[int]:
+    """So many of the timesteps, evenly from T − 1 to 0 (Nichol & Dhariwal 2021, §4)."""
+    return torch.linspace(TIMESTEPS - 1, 0, steps).round().long().tolist()
 
 
 @torch.no_grad()
 def clipped(
-    diffusion: Diffusion, denoiser: Denoiser, x_T: Tensor, generator: torch.Generator
+    diffusion: Diffusion,
+    denoiser: Denoiser,
+    x_T: Tensor,
+    steps: int,
+    generator: torch.Generator | None = None,
 ) -> Iterator[Tensor]:
-    """Eq. (7) with the x_0 that each step sees clamped to [−1, 1]; yields as `Diffusion.sample`.
+    """Eq. (7) over `steps` timesteps, the x_0 that each sees clamped to [−1, 1]; yields each x.
 
     Eq. (7) is the mean of q(x_t−1 | x_t, x_0) for the x_0 that eps claims (Ho et al. 2020, eqs.
     (7) and (9)); clamping that x_0, as Ho et al. and Nichol & Dhariwal do in their code, changes
     nothing while it lies within. The last beta of the cosine schedule is 0.999, so that eq. (7)
     as it stands multiplies the error of eps in its first step by 0.999 / √0.001 = 32: a network
     that has trained for minutes does not come back from there.
+
+    With fewer steps, alpha is that of a stride, alpha_bar_t / alpha_bar_s. The noise added at each
+    step is what lets later steps mend the errors of earlier ones, which `strided` cannot.
     """
     x_t = x_T
-    for step in reversed(range(diffusion.timesteps)):
-        t = torch.full((x_t.shape[0],), step, dtype=torch.int64, device=x_t.device)
-        alpha, alpha_bar, beta = (
-            each[step] for each in (diffusion.alpha, diffusion.alpha_bar, diffusion.beta)
-        )
-        before = diffusion.alpha_bar[step - 1] if step > 0 else torch.ones_like(alpha_bar)
-        x_0 = diffusion.predict_x_0(x_t, t, denoiser(x_t, t)).clamp(-1, 1)
+    for step, after in _iter_strides(steps):
+        alpha_bar = diffusion.alpha_bar[step]
+        before = diffusion.alpha_bar[after] if after is not None else torch.ones_like(alpha_bar)
+        alpha = alpha_bar / before
+        beta = 1 - alpha
+        x_0 = _clamped_volume(diffusion, denoiser, x_t, step)
         x_t = (before.sqrt() * beta * x_0 + alpha.sqrt() * (1 - before) * x_t) / (1 - alpha_bar)
-        if step > 0:
+        if after is not None:
             z = torch.randn(x_t.shape, generator=generator, device=x_t.device)
             x_t = x_t + beta.sqrt() * z
         yield x_t
@@ -115,12 +126,10 @@ def strided(diffusion: Diffusion, denoiser: Denoiser, x_T: Tensor, steps: int) -
     (T − 1) / (steps − 1) apart while its step goes T // steps down, so that the denoiser is told
     a t that its input does not have.
     """
-    times = torch.linspace(diffusion.timesteps - 1, 0, steps).round().long().tolist()
     x_t = x_T
-    for step, after in zip(times, [*times[1:], None], strict=True):
-        t = torch.full((x_t.shape[0],), step, dtype=torch.int64, device=x_t.device)
+    for step, after in _iter_strides(steps):
         alpha_bar = diffusion.alpha_bar[step]
-        x_0 = diffusion.predict_x_0(x_t, t, denoiser(x_t, t)).clamp(-1, 1)
+        x_0 = _clamped_volume(diffusion, denoiser, x_t, step)
         if after is None:
             yield x_0
             return
@@ -128,6 +137,17 @@ def strided(diffusion: Diffusion, denoiser: Denoiser, x_T: Tensor, steps: int) -
         alpha_bar = diffusion.alpha_bar[after]
         x_t = alpha_bar.sqrt() * x_0 + (1 - alpha_bar).sqrt() * eps
         yield x_t
+
+
+def _iter_strides(steps: int) -> Iterator[tuple[int, int | None]]:
+    """Each timestep and the one after it, which the last has not."""
+    times = spread_timesteps(steps)
+    yield from zip(times, [*times[1:], None], strict=True)
+
+
+def _clamped_volume(diffusion: Diffusion, denoiser: Denoiser, x_t: Tensor, step: int) -> Tensor:
+    t = torch.full((x_t.shape[0],), step, dtype=torch.int64, device=x_t.device)
+    return diffusion.predict_x_0(x_t, t, denoiser(x_t, t)).clamp(-1, 1)
 
 
 def sampling_memory(network: nn.Module, shape: tuple[int, ...]) -> Columns:

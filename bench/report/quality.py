@@ -183,10 +183,12 @@ def middle_slices(volume: np.ndarray) -> list[np.ndarray]:
 
 
 def name_runs(rows: pd.DataFrame) -> pd.DataFrame:
-    """Of several runs, a method's rows are that method's in that run: its network may differ."""
-    if "run" not in rows or rows["run"].nunique() < 2:
+    """A method that several runs trained is named with its run: its network may differ."""
+    if "run" not in rows:
         return rows
-    return rows.assign(method=rows["method"] + " (" + rows["run"] + ")")
+    several = rows.groupby("method")["run"].transform("nunique") > 1
+    named = rows["method"] + " (" + rows["run"] + ")"
+    return rows.assign(method=rows["method"].mask(several, named))
 
 
 def _draw_budget(axes: Axes, rows: pd.DataFrame, budget: Budget) -> None:

@@ -59,6 +59,9 @@ class Lift(nn.Module):
     A 3×3×3 convolution of x_t and of `gates` multiples of it, whose factors depend on t, plus a
     shift per channel that depends on t. So t scales and shifts every channel, while what is stored
     for the backward pass is as thin as the image.
+
+    At the start the factors and shifts are 0, and x_t goes voxel by voxel along orthonormal
+    directions of the channels.
     """
 
     gates = 3
@@ -71,14 +74,19 @@ class Lift(nn.Module):
             in_channels * (1 + self.gates), channels, 3, padding=1
         )
         self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(embedding, self.gates + channels))
+        directions = nn.init.orthogonal_(torch.empty(channels, in_channels))
+        with torch.no_grad():
+            nn.init.zeros_(self.weight[:, :in_channels])
+            self.directions.copy_(directions)
+            for parameter in (self.bias, *self.modulation[-1].parameters()):
+                nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor, embedding: Tensor) -> tuple[Tensor, Tensor]:
         """x (B, in_channels, *grid), embedding (B, E) -> 2 × (B, C₀/2, *grid)"""
         gates, shift = self.modulation(embedding).split([self.gates, len(self.weight)], dim=1)
         scales = torch.cat([torch.ones_like(gates[:, :1]), gates], dim=1)
         copies = (x[:, None] * scales.reshape(*scales.shape, *(1,) * (x.ndim - 1))).flatten(1, 2)
-        bias = self.convolution.bias
-        shift = (shift if bias is None else shift + bias).reshape(len(x), -1, *(1,) * self.dims)
+        shift = (shift + self.bias).reshape(len(x), -1, *(1,) * self.dims)
         convolve = CONVOLVE[self.dims]
         first, second = (
             # Autocast must not round the state: the layers that follow are to be inverted.
@@ -101,14 +109,36 @@ class Lift(nn.Module):
     def weight(self) -> Tensor:
         return self.convolution.weight
 
+    @property
+    def directions(self) -> Tensor:
+        """What the channels get of a voxel's own x, (C₀, in_channels): the middle of the kernel."""
+        return _middle(self.weight[:, : self.in_channels])
+
+    @property
+    def bias(self) -> Tensor:
+        assert self.convolution.bias is not None
+        return self.convolution.bias
+
 
 class Project(nn.Module):
-    """The non-invertible last layer: two halves of C₀/2 channels -> the noise, by a convolution."""
+    """The non-invertible last layer: two halves of C₀/2 channels -> the noise, by a convolution.
 
-    def __init__(self, channels: int, out_channels: int, dims: int) -> None:
+    At the start it undoes what the lift does to x_t: its kernels are orthogonal to the directions
+    of x_t in the channels, except that in the middle they are the transposed of these.
+    """
+
+    def __init__(self, lift: Lift) -> None:
         super().__init__()
-        self.dims = dims
-        self.convolution = CONVOLUTIONS[dims](channels, out_channels, 3, padding=1)
+        self.dims = lift.dims
+        directions = lift.directions.detach()
+        channels, out_channels = directions.shape
+        self.convolution = CONVOLUTIONS[lift.dims](channels, out_channels, 3, padding=1)
+        with torch.no_grad():
+            weight = self.convolution.weight
+            weight -= torch.einsum("oc...,ci,di->od...", weight, directions, directions)
+            _middle(weight).add_(directions.T)
+            if self.convolution.bias is not None:
+                nn.init.zeros_(self.convolution.bias)
 
     def forward(self, first: Tensor, second: Tensor) -> Tensor:
         """2 × (B, C₀/2, *grid) -> (B, out_channels, *grid)"""
@@ -140,7 +170,9 @@ class IDM(nn.Module):
     those on the way down, channels are mixed; C_{i+1} / 2^dims of them go down by an orthogonal
     downsampling and become C_{i+1}, the others are the skip. On the way up they meet again, after
     the skip went through invertible attention at the deepest `attention_levels` levels that have
-    one. At the start the body is the identity map.
+    one. At the start the body is the identity map, and so is U: the noise predicted is x_t, which
+    is right where noise is all there is. From other starts it takes a training of minutes to get
+    back there, and samples, which begin with pure noise, show no anatomy before.
 
     Args:
         in_channels: image channels, of input and output.
@@ -191,7 +223,7 @@ class IDM(nn.Module):
         self.body = nn.ModuleDict()
         self.wiring: list[Wire] = []
         self._build_body(couplings, attention_levels, embedding if time_in_couplings else 0)
-        self.project = Project(channels[0], in_channels, dims)
+        self.project = Project(self.lift)
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         """x (B, in_channels, *grid), t (B,) int64 -> the predicted noise, shaped like x."""
@@ -323,6 +355,12 @@ class IDM(nn.Module):
                 f"{len(self.channels)} levels halve each axis {len(self.channels) - 1} times, so "
                 f"sizes must be multiples of {factor}; got {tuple(x.shape[2:])}"
             )
+
+
+def _middle(kernels: Tensor) -> Tensor:
+    """The middle tap of 3×3×3 kernels, as a view."""
+    taps = kernels.flatten(2)
+    return taps[:, :, taps.shape[2] // 2]
 
 
 def _check_widths(channels: Sequence[int], dims: int) -> None:

@@ -108,6 +108,15 @@ def test_the_body_starts_as_the_identity():
         torch.testing.assert_close(half, same)
 
 
+@pytest.mark.parametrize("in_channels", [1, 2])
+@pytest.mark.parametrize("dims", [2, 3])
+def test_the_network_starts_as_the_identity_whatever_t(in_channels, dims):
+    net = IDM(in_channels, NARROW, dims=dims).double()
+    x, t = batch(3, in_channels, *(8,) * dims, dtype=torch.float64)
+    with torch.no_grad():  # orthonormal in float32
+        torch.testing.assert_close(net(x, t), x, rtol=0, atol=1e-5)
+
+
 def test_the_body_is_inverted():
     net = perturbed(IDM(channels=NARROW).double())
     halves = [torch.randn(2, 4, 8, 8, 8, dtype=torch.float64) for _ in range(2)]

@@ -39,7 +39,8 @@ def best_eps(x_t: Tensor, t: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    ("sampler", "steps"), [("ddpm", None), ("ddpm-clipped", None), ("ddim", 400)]
+    ("sampler", "steps"),
+    [("ddpm", None), ("ddpm-clipped", 2000), ("ddpm-clipped", 250), ("ddim", 400)],
 )
 def test_a_sampler_recovers_a_known_gaussian(sampler, steps):
     volumes = generate(best_eps, (2, 1, 20, 20, 20), sampler, steps, seed=1)
@@ -65,7 +66,7 @@ def test_few_ddim_steps_shrink_the_deviation_as_much_as_they_must(steps):
     assert volumes.mean().item() == pytest.approx(0.6, abs=0.003)
 
 
-@pytest.mark.parametrize("sampler", ["ddpm", "ddim"])
+@pytest.mark.parametrize("sampler", ["ddpm", "ddpm-clipped", "ddim"])
 def test_the_seed_decides_the_samples(sampler):
     one, same, other = (generate(best_eps, (1, 1, 4, 4, 4), sampler, seed=s) for s in (3, 3, 4))
     assert torch.equal(one, same)
@@ -110,8 +111,10 @@ def test_ddim_clamps_what_its_steps_take_for_the_volume():
 
 def test_clipping_changes_nothing_while_the_volume_lies_within():
     """Eq. (7) by its posterior is eq. (7): the same noise gives the same volumes."""
-    plain, clamped = (generate(best_eps, (1, 1, 8, 8, 8), s, seed=2) for s in
-                      ("ddpm", "ddpm-clipped"))  # fmt: skip
+    plain, clamped = (
+        generate(best_eps, (1, 1, 8, 8, 8), sampler, TIMESTEPS, seed=2)
+        for sampler in ("ddpm", "ddpm-clipped")
+    )
     assert torch.allclose(plain, clamped, atol=2e-3)
 
 
@@ -123,8 +126,11 @@ def test_an_error_at_the_first_step_throws_only_eq_7_as_it_stands_off():
 
     x_T, diffusion = torch.randn(1, 1, 8, 8, 8), Diffusion()
     plain, kept = (
-        next(chain(off, x_T, torch.Generator().manual_seed(0)))
-        for chain in (diffusion.sample, partial(clipped, diffusion))
+        next(chain(torch.Generator().manual_seed(0)))
+        for chain in (
+            partial(diffusion.sample, off, x_T),
+            partial(clipped, diffusion, off, x_T, TIMESTEPS),
+        )
     )
     right = next(diffusion.sample(best_eps, x_T, torch.Generator().manual_seed(0)))
     assert (plain - right).mean().item() == pytest.approx(-0.1 * 0.999 / math.sqrt(1e-3), rel=0.01)
@@ -139,12 +145,14 @@ def test_every_step_is_told_of():
 
 def test_steps_that_a_sampler_does_not_have_are_refused():
     assert sampler_steps("ddpm") == sampler_steps("ddpm", 2000) == 2000
+    assert sampler_steps("ddpm-clipped") == 250
     assert sampler_steps("ddim") == 50
     with pytest.raises(ValueError, match="ddpm samples in 2000 steps"):
         generate(best_eps, (1, 1, 2, 2, 2), "ddpm", 50)
-    for steps in (0, 2001):
-        with pytest.raises(ValueError, match="1 to 2000"):
-            sampler_steps("ddim", steps)
+    for sampler in ("ddpm-clipped", "ddim"):
+        for steps in (0, 2001):
+            with pytest.raises(ValueError, match=f"{sampler} samples in 1 to 2000"):
+                sampler_steps(sampler, steps)
 
 
 class TwoConvolutions(nn.Module):

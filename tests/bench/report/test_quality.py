@@ -17,6 +17,7 @@ from bench.report.quality import (
     figure2,
     learning_curves,
     middle_slices,
+    name_runs,
     write_learning_curves,
 )
 from bench.report.reading import read_evidence
@@ -128,6 +129,13 @@ def test_the_methods_of_two_runs_are_not_mixed(run: Path, tmp_path: Path):
     picture = learning_curves(evidence.side_tables["learning.csv"])
     labels = [text.get_text() for text in picture.figure.legends[0].get_texts()]
     assert labels == ["idm (run)", "patchddm (run)", "idm (narrow)", "patchddm (narrow)"]
+
+
+def test_a_method_of_one_run_only_keeps_its_name():
+    rows = pd.concat(
+        [learning(("idm",)).assign(run="a"), learning(("idm", "patchddm")).assign(run="b")]
+    )
+    assert list(dict.fromkeys(name_runs(rows)["method"])) == ["idm (a)", "idm (b)", "patchddm"]
 
 
 def test_the_curves_are_the_averaged_networks_in_three_budgets():
