@@ -1,6 +1,6 @@
 """Table 2 of the paper: what each method costs, and the paper's numbers beside it."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -199,6 +199,7 @@ def footnotes(table: pd.DataFrame, records: pd.DataFrame) -> list[str]:
         sources = list(dict.fromkeys(group["source"]))
         more = f" and {len(sources) - _MOST_NOTES} more" if len(sources) > _MOST_NOTES else ""
         notes.append(f"{label}: {'; '.join(sources[:_MOST_NOTES])}{more}.")
+    notes += patch_notes(records)
     missing = [m.label for m in METRICS if table[table["column"] == m.column]["value"].isna().all()]
     if missing:
         notes.append(f"Not available on this machine: {', '.join(missing)}.")
@@ -210,6 +211,17 @@ def footnotes(table: pd.DataFrame, records: pd.DataFrame) -> list[str]:
     if len(bad) > _MOST_NOTES:
         notes.append(f"And {len(bad) - _MOST_NOTES} more trials that were not ok.")
     return notes
+
+
+def patch_notes(records: pd.DataFrame) -> Iterator[str]:
+    """For each method whose step sees less than a volume, how much less."""
+    sides = records[["method", "patch", "volume"]].dropna().drop_duplicates("method")
+    for row in as_rows(sides[sides["patch"] < sides["volume"]]):
+        share = (row["volume"] / row["patch"]) ** 3
+        yield (
+            f"{row['method']} trains on {row['patch']:.0f}³ patches of {row['volume']:.0f}³ "
+            f"volumes: its step, and what is called a volume here, is 1/{share:g} of one."
+        )
 
 
 _MOST_NOTES = 20

@@ -195,12 +195,12 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> N
 
 @pytest.mark.slow
 def test_idm_learns(tmp_path):
-    """45 steps at `small`, about a minute, leave less than 0.4 where predicting zero leaves 1."""
+    """45 steps at `small`, about a minute, leave less than 0.3 of what predicting zero leaves."""
     process = quality(tmp_path, "--models", "idm", "--steps", "45", "--validations", "1",
                       "--out", str(tmp_path / "out"))  # fmt: skip
     output, _ = process.communicate()
     assert process.returncode == 0, output
     curve = the_run(tmp_path / "out").learning()
-    assert curve["val_mse_ema"].iloc[0] > 0.9
-    assert curve["val_mse"].iloc[-1] < 0.4
-    assert curve["val_mse_ema"].iloc[-1] < 0.4
+    assert 0.5 < curve["val_mse_ema"].iloc[0] < 0.7  # the identity takes all of x_t for noise
+    assert curve["val_mse"].iloc[-1] < 0.3
+    assert curve["val_mse_ema"].iloc[-1] < 0.3

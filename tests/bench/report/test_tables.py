@@ -52,6 +52,14 @@ def test_a_cell_is_the_median_with_its_interval_and_its_ratio(paper_run):
     assert peaks["low"].isna().all()  # nothing varies: an interval would be noise
 
 
+def test_a_patch_is_not_passed_off_as_a_volume(paper_run):
+    records = paper_run.records()
+    notes = " ".join(table2_grid(table2(records), records).notes)
+    assert "patchddm trains on 128³ patches of 256³ volumes" in notes
+    assert "is 1/8 of one" in notes
+    assert "idm trains on" not in notes
+
+
 def test_methods_that_the_trials_do_not_tell_apart_are_marked(paper_run):
     records = paper_run.records()
     grid = table2_grid(table2(records), records)
