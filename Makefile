@@ -6,7 +6,7 @@ RUN = $(VENV)/bin/python
 EXTRAS ?= test,lint,browser
 BENCH ?= --models idm patchddm checkpoint --minutes 2
 
-.PHONY: bench test test-slow lint benchmarks reference clean
+.PHONY: bench test test-slow lint benchmarks reference reference-quality clean
 
 bench: $(VENV)/installed
 	$(RUN) run_bench.py $(BENCH)
@@ -28,19 +28,41 @@ benchmarks: $(VENV)/installed
 	$(VENV)/bin/pip install -q -c constraints.txt -e ".[$(EXTRAS),peers]"
 	$(RUN) -m pytest tests/benchmarks -o addopts="-q -s" --benchmark-columns=median,rounds
 
-# The committed reference results, about an hour and a half on two idle cores.
-REFERENCE = results/reference
+# The committed results are made in build/, which git does not look at: a run says of itself whether
+# the working tree was that of a commit.
+MADE = build/results
+
+# What training costs: about an hour on two idle cores.
 reference: $(VENV)/installed
-	rm -rf $(REFERENCE)
-	$(RUN) run_bench.py --preset small --minutes 2 --repeats 3 --out $(REFERENCE) \
-	    --models unet checkpoint patchddm idm idm-lean idm-stored
-	$(RUN) -m bench predict --preset paper --timeline --out $(REFERENCE)/paper
-	$(RUN) -m bench predict --preset equal --timeline --out $(REFERENCE)/equal
-	$(RUN) -m bench predict --preset full-volume --out $(REFERENCE)/full-volume
-	$(RUN) -m bench scale --out $(REFERENCE)/scale
+	rm -rf $(MADE)/reference
+	$(RUN) run_bench.py --preset small --minutes 2 --repeats 3 --out $(MADE)/reference \
+	    --models unet checkpoint patchddm idm idm-lean idm-stored --cache-dir .cache/volumes
+	$(RUN) -m bench predict --preset paper --timeline --out $(MADE)/reference/paper
+	$(RUN) -m bench predict --preset equal --timeline --out $(MADE)/reference/equal
+	$(RUN) -m bench predict --preset full-volume --out $(MADE)/reference/full-volume
+	$(RUN) -m bench scale --out $(MADE)/reference/scale
 	for size in 8 16 24 40 80; do \
-	    $(RUN) -m bench fit --memory $${size}GiB --out $(REFERENCE)/fit-$$size || true; done
-	$(RUN) -m bench report $(REFERENCE)/*/ --out $(REFERENCE)
+	    $(RUN) -m bench fit --memory $${size}GiB --out $(MADE)/reference/fit-$$size || true; done
+	$(RUN) -m bench report $(MADE)/reference/*/ --out $(MADE)/reference
+	rm -rf results/reference && mv $(MADE)/reference results/
+
+# What training is worth (docs/quality.md): about two hours and a half on two idle cores. Trainings
+# whose speed is not the question run side by side, a core each.
+QUALITY = $(RUN) -m bench quality --cache-dir .cache/volumes
+ON_CORE = OMP_NUM_THREADS=1 taskset -c
+SEEDS = --seeds 0 1 2 --minutes 5 --validations 5 --samples 0 --out $(MADE)/quality/seeds
+BUDGET = --budget 1GiB --minutes 5 --validations 5 --samples 0 --out $(MADE)/quality/budget
+reference-quality: $(VENV)/installed
+	rm -rf $(MADE)/quality
+	$(QUALITY) --models idm idm-lean patchddm unet --modality t1 t2 --minutes 15 \
+	    --validations 15 --out $(MADE)/quality/long
+	$(ON_CORE) 0 $(QUALITY) --models idm $(SEEDS) & \
+	    $(ON_CORE) 1 $(QUALITY) --models idm-stored $(SEEDS); wait
+	$(ON_CORE) 0 $(QUALITY) --models idm idm-lean unet $(BUDGET) & \
+	    $(ON_CORE) 1 $(QUALITY) --models idm-stored patchddm checkpoint $(BUDGET); wait
+	for part in long seeds budget; do \
+	    $(RUN) -m bench report $(MADE)/quality/$$part/*/ --out $(MADE)/quality/$$part; done
+	rm -rf results/quality && mv $(MADE)/quality results/
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

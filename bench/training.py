@@ -115,6 +115,23 @@ class TrainingStep:
         return torch.autocast(self.device.type, self.autocast_dtype, enabled=enabled)
 
 
+def make_state(optimizer: torch.optim.Optimizer) -> None:
+    """Give the optimizer its state, and the parameters gradients, as after a first step."""
+    trained = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
+
+    def is_there() -> bool:
+        return not trained or all(optimizer.state.get(parameter) for parameter in trained)
+
+    if is_there():
+        return
+    for parameter in trained:
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    if not is_there():  # it works in the backward pass: of a loss that costs next to nothing, ∑ w²
+        torch.stack([parameter.square().sum() for parameter in trained]).sum().backward()
+        optimizer.step()
+
+
 def autocast_dtype(precision: Precision) -> torch.dtype | None:
     """The 16-bit type of autocast, or None for float32 throughout."""
     return {"fp32": None, "bf16": torch.bfloat16}[precision]

@@ -29,7 +29,7 @@ from bench.probes.flops import dispatched_forward_flops
 from bench.probes.memory import Change, Part, tensors_in
 from bench.probes.step import Moment, Operator, Phase, StepProbe
 from bench.process import without_collector
-from bench.training import Training, TrainingStep
+from bench.training import Training, TrainingStep, make_state
 
 GIB = 2**30
 
@@ -185,23 +185,6 @@ def mean_square(network: nn.Module, batch: Any) -> Tensor:
     """The loss that stands for any other; `batch` is a tensor or the network's arguments."""
     output = network(*batch) if isinstance(batch, (tuple, list)) else network(batch)
     return output.float().square().mean()
-
-
-def make_state(optimizer: torch.optim.Optimizer) -> None:
-    """Give the optimizer its state, and the parameters gradients, as after a first step."""
-    trained = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
-
-    def is_there() -> bool:
-        return not trained or all(optimizer.state.get(parameter) for parameter in trained)
-
-    if is_there():
-        return
-    for parameter in trained:
-        parameter.grad = torch.zeros_like(parameter)
-    optimizer.step()
-    if not is_there():  # it works in the backward pass: of a loss that costs next to nothing, ∑ w²
-        torch.stack([parameter.square().sum() for parameter in trained]).sum().backward()
-        optimizer.step()
 
 
 def simulate_cuda_allocator(changes: list[Change], capacity: int | None = None) -> Pool:

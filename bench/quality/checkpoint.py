@@ -28,8 +28,8 @@ from torch import Tensor, nn
 
 from bench.errors import UserError
 from bench.plain import from_plain
-from bench.predict.prediction import make_state
 from bench.quality.ema import Ema
+from bench.training import make_state
 
 MOST_HEADER_BYTES = 2**24
 _MOST_STEPS = 10**8

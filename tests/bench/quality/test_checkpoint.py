@@ -15,9 +15,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from bench.errors import UserError
-from bench.predict.prediction import make_state
 from bench.quality.checkpoint import Checkpoint, Progress
 from bench.quality.ema import Ema
+from bench.training import make_state
 from models.idm.optimizer import AdamWInBackward
 
 CPU = torch.device("cpu")
