@@ -33,16 +33,18 @@ benchmarks: $(VENV)/installed
 MADE = build/results
 
 # What training costs: about an hour on two idle cores.
+ALL = --models unet checkpoint patchddm idm idm-lean idm-stored
 reference: $(VENV)/installed
 	rm -rf $(MADE)/reference
-	$(RUN) run_bench.py --preset small --minutes 2 --repeats 3 --out $(MADE)/reference \
-	    --models unet checkpoint patchddm idm idm-lean idm-stored --cache-dir .cache/volumes
-	$(RUN) -m bench predict --preset paper --timeline --out $(MADE)/reference/paper
-	$(RUN) -m bench predict --preset equal --timeline --out $(MADE)/reference/equal
-	$(RUN) -m bench predict --preset full-volume --out $(MADE)/reference/full-volume
-	$(RUN) -m bench scale --out $(MADE)/reference/scale
+	$(RUN) run_bench.py $(ALL) --preset small --minutes 2 --repeats 3 \
+	    --cache-dir .cache/volumes --out $(MADE)/reference
+	$(RUN) -m bench predict $(ALL) --preset paper --timeline --out $(MADE)/reference/paper
+	$(RUN) -m bench predict $(ALL) --preset equal --timeline --out $(MADE)/reference/equal
+	$(RUN) -m bench predict $(ALL) --preset full-volume --out $(MADE)/reference/full-volume
+	$(RUN) -m bench scale $(ALL) --out $(MADE)/reference/scale
 	for size in 8 16 24 40 80; do \
-	    $(RUN) -m bench fit --memory $${size}GiB --out $(MADE)/reference/fit-$$size || true; done
+	    $(RUN) -m bench fit $(ALL) --memory $${size}GiB --out $(MADE)/reference/fit-$$size || true; \
+	done
 	$(RUN) -m bench report $(MADE)/reference/*/ --out $(MADE)/reference
 	rm -rf results/reference && mv $(MADE)/reference results/
 
