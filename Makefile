@@ -56,8 +56,8 @@ SEEDS = --seeds 0 1 2 --minutes 5 --validations 5 --samples 0 --out $(MADE)/qual
 BUDGET = --budget 1GiB --minutes 5 --validations 5 --samples 0 --out $(MADE)/quality/budget
 reference-quality: $(VENV)/installed
 	rm -rf $(MADE)/quality
-	$(QUALITY) --models idm idm-lean patchddm unet --modality t1 t2 --minutes 15 \
-	    --validations 15 --out $(MADE)/quality/long
+	$(QUALITY) --models idm patchddm unet idm-lean --modality t1 t2 --minutes 15 \
+	    --validations 15 --sampler ddpm-mean --sampler-steps 100 --out $(MADE)/quality/long
 	$(ON_CORE) 0 $(QUALITY) --models idm $(SEEDS) & \
 	    $(ON_CORE) 1 $(QUALITY) --models idm-stored $(SEEDS); wait
 	$(ON_CORE) 0 $(QUALITY) --models idm idm-lean unet $(BUDGET) & \

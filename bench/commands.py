@@ -212,11 +212,12 @@ class QualityCommand:
     """Minutes of training from one checkpoint to the next."""
     samples: int = 4
     """Volumes to generate after each training."""
-    sampler: Literal["ddpm", "ddpm-clipped", "ddim"] = "ddpm-clipped"
+    sampler: Literal["ddpm", "ddpm-clipped", "ddpm-mean", "ddim"] = "ddpm-clipped"
     """ddpm: all 2,000 steps of eq. (7); ddpm-clipped: the same in --sampler-steps, the volume that
-    each step sees clamped; ddim: that without noise."""
+    each step sees clamped; ddpm-mean: that from where the network knows more than the mean volume
+    says, for networks that have trained for minutes; ddim: ddpm-clipped without noise."""
     sampler_steps: int | None = None
-    """Steps of ddpm-clipped (default 250) and ddim (default 50), up to 2,000."""
+    """Steps of ddpm-clipped and ddpm-mean (default 250) and ddim (default 50), up to 2,000."""
     tensorboard: bool = False
     """Write the learning curve for TensorBoard, too."""
     out: Path = Path("results")

@@ -152,8 +152,8 @@ def _check(command: QualityCommand) -> None:
             raise UserError(f"{flag} {value:g}: from {least} to {most}")
     if command.sampler == "ddpm" and command.sampler_steps not in (None, TIMESTEPS):
         raise UserError(
-            f"--sampler-steps {command.sampler_steps}: ddpm has {TIMESTEPS}; ddpm-clipped and ddim "
-            "skip steps"
+            f"--sampler-steps {command.sampler_steps}: ddpm has {TIMESTEPS}; the other "
+            "samplers skip steps"
         )
     if len(set(command.seeds)) < len(command.seeds):
         raise UserError(f"--seeds {' '.join(map(str, command.seeds))}: each once")

@@ -5,6 +5,7 @@ is called without the keywords of its crop: it then takes its input for the whol
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -17,9 +18,22 @@ from bench.diffusion import TIMESTEPS, Denoiser, Diffusion
 from bench.probes import Columns
 from bench.probes.memory import MemoryProbe
 
-Sampler = Literal["ddpm", "ddpm-clipped", "ddim"]
-STEPS: Mapping[Sampler, int] = {"ddpm": TIMESTEPS, "ddpm-clipped": 250, "ddim": 50}
+Sampler = Literal["ddpm", "ddpm-clipped", "ddpm-mean", "ddim"]
+STEPS: Mapping[Sampler, int] = {
+    "ddpm": TIMESTEPS, "ddpm-clipped": 250, "ddpm-mean": 250, "ddim": 50
+}  # fmt: skip
 """Calls of the denoiser unless told. `ddpm` has no other number, the others up to all timesteps."""
+
+_START_STRIDE = 50  # of the timesteps among which a start is looked for
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a sampler begins: x_t ~ N(√alpha_bar_t · volume, (1 − alpha_bar_t) I), t = timestep."""
+
+    timestep: int
+    volume: Tensor
+    """(C, D, H, W) in [0, 1]."""
 
 
 @torch.no_grad()
@@ -31,6 +45,7 @@ def generate(
     seed: int = 0,
     device: torch.device | str = "cpu",
     progress: Callable[[float], None] | None = None,
+    start: Start | None = None,
 ) -> Tensor:
     """Volumes (N, C, D, H, W) in [0, 1], on `device`, all N in one batch.
 
@@ -38,16 +53,20 @@ def generate(
         denoiser: in evaluation mode, on `device`.
         shape: (N, C, D, H, W).
         sampler: `ddpm` is eq. (7) with all 2,000 steps, `ddpm-clipped` the same with the volume
-            that each step sees clamped, in any number of steps (`clipped`); `ddim` adds no noise
-            (`strided`).
+            that each step sees clamped, in any number of steps (`clipped`), `ddpm-mean` the same
+            from `start`; `ddim` adds no noise (`strided`).
         steps: calls of the denoiser; None: `STEPS`.
         seed: of x_T and, but for `ddim`, of the noise of every step. The same seed gives the same
             volumes on one kind of device.
         progress: told the share that is done, 0 to 1, after every step.
+        start: of `ddpm-mean`, as `find_start` finds it; the others begin at T with pure noise.
 
     Raises:
-        ValueError: a number of steps that the sampler does not have.
+        ValueError: a number of steps that the sampler does not have, or no start where it needs
+            one.
     """
+    if (sampler == "ddpm-mean") != (start is not None):
+        raise ValueError("ddpm-mean begins at a start, the other samplers with pure noise")
     diffusion = Diffusion(device=device)
     generator = torch.Generator(device).manual_seed(seed)
     x = torch.randn(shape, generator=generator, device=device)
@@ -56,12 +75,17 @@ def generate(
         chain = diffusion.sample(denoiser, x, generator)
     elif sampler == "ddpm-clipped":
         chain = clipped(diffusion, denoiser, x, steps, generator)
+    elif start is not None:
+        volumes = diffusion.scale_in(start.volume.to(device)).expand(shape)
+        t = torch.full(shape[:1], start.timestep, dtype=torch.int64, device=device)
+        x = diffusion.q_sample(volumes, t, x)
+        chain = clipped(diffusion, denoiser, x, steps, generator, start.timestep)
     else:
         chain = strided(diffusion, denoiser, x, steps)
-    for done in range(1, steps + 1):
-        x = next(chain)
+    for done, latest in enumerate(chain, 1):
+        x = latest
         if progress is not None:
-            progress(done / steps)
+            progress(min(1.0, done / steps))
     return diffusion.scale_out(x)
 
 
@@ -76,9 +100,41 @@ def sampler_steps(sampler: Sampler, steps: int | None = None) -> int:
     return steps or STEPS[sampler]
 
 
-def spread_timesteps(steps: int) -> list[int]:
-    """So many of the timesteps, evenly from T − 1 to 0 (Nichol & Dhariwal 2021, §4)."""
-    return torch.linspace(TIMESTEPS - 1, 0, steps).round().long().tolist()
+def spread_timesteps(steps: int, first: int = TIMESTEPS - 1) -> list[int]:
+    """At most so many timesteps, evenly from the first to 0 (Nichol & Dhariwal 2021, §4)."""
+    return torch.linspace(first, 0, min(steps, first + 1)).round().long().tolist()
+
+
+@torch.no_grad()
+def find_start(
+    denoiser: Denoiser, volumes: Tensor, seed: int = 0, device: torch.device | str = "cpu"
+) -> Start:
+    """The noisiest timestep at which the denoiser knows more of a volume than their mean says.
+
+    A truncated chain (Zheng et al. 2023, arXiv:2202.09671) with the simplest of priors. Where so
+    little of the volume is left in x_t that the denoiser's x_0 is further from it than the mean
+    volume is, in mean square, nothing is gained by asking it. A network that has trained for long
+    begins near T, where the start is pure noise.
+
+    Args:
+        volumes: that it was trained on, (N, C, D, H, W) in [0, 1]; the first 16 are asked for.
+        seed: of the noise.
+    """
+    diffusion = Diffusion(device=device)
+    generator = torch.Generator(device).manual_seed(seed)
+    mean = volumes.mean(0).to(device)
+    volumes = volumes[:16].to(device)
+    spread = (volumes - mean).square().mean()
+    for step in range(TIMESTEPS - 1, 0, -_START_STRIDE):
+        squares = []
+        for x_0 in diffusion.scale_in(volumes).split(2):
+            t = torch.full((len(x_0),), step, dtype=torch.int64, device=device)
+            eps = torch.randn(x_0.shape, generator=generator, device=device)
+            found = _clamped_volume(diffusion, denoiser, diffusion.q_sample(x_0, t, eps), step)
+            squares.append((found - x_0).square().flatten(1).mean(1) / 4)  # of [−1, 1], in [0, 1]
+        if torch.cat(squares).mean() < spread:
+            return Start(step, mean)
+    return Start(0, mean)
 
 
 @torch.no_grad()
@@ -88,6 +144,7 @@ def clipped(
     x_T: Tensor,
     steps: int,
     generator: torch.Generator | None = None,
+    first: int = TIMESTEPS - 1,
 ) -> Iterator[Tensor]:
     """Eq. (7) over `steps` timesteps, the x_0 that each sees clamped to [−1, 1]; yields each x.
 
@@ -98,10 +155,11 @@ def clipped(
     that has trained for minutes does not come back from there.
 
     With fewer steps, alpha is that of a stride, alpha_bar_t / alpha_bar_s. The noise added at each
-    step is what lets later steps mend the errors of earlier ones, which `strided` cannot.
+    step is what lets later steps mend the errors of earlier ones, which `strided` cannot. It begins
+    at timestep `first`, which is that of x_T.
     """
     x_t = x_T
-    for step, after in _iter_strides(steps):
+    for step, after in _iter_strides(steps, first):
         alpha_bar = diffusion.alpha_bar[step]
         before = diffusion.alpha_bar[after] if after is not None else torch.ones_like(alpha_bar)
         alpha = alpha_bar / before
@@ -139,9 +197,9 @@ def strided(diffusion: Diffusion, denoiser: Denoiser, x_T: Tensor, steps: int) -
         yield x_t
 
 
-def _iter_strides(steps: int) -> Iterator[tuple[int, int | None]]:
+def _iter_strides(steps: int, first: int = TIMESTEPS - 1) -> Iterator[tuple[int, int | None]]:
     """Each timestep and the one after it, which the last has not."""
-    times = spread_timesteps(steps)
+    times = spread_timesteps(steps, first)
     yield from zip(times, [*times[1:], None], strict=True)
 
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from bench.diffusion import TIMESTEPS, Denoiser, Diffusion
 from bench.probes import Columns
 from bench.quality import metrics
-from bench.quality.sampling import Sampler, sampler_steps
+from bench.quality.sampling import Sampler, Start, sampler_steps
 
 TIMES = (TIMESTEPS // 10, TIMESTEPS // 4, TIMESTEPS // 2, 3 * TIMESTEPS // 4)
 HEADLINE = TIMESTEPS // 4
@@ -31,7 +31,7 @@ UNITS = {
     "psnr": "dB", "psnr_noisy": "dB", "ssim": None, "mae": "standard deviations of the noise",
     "mse": "variances of the noise", "ms_ssim": None, "ms_ssim_real": None,
     "histogram_distance": "intensity", "histogram_distance_real": "intensity",
-    "sampling_peak_memory_bytes": "bytes",
+    "sampling_start": "timestep", "sampling_peak_memory_bytes": "bytes",
 }  # fmt: skip
 
 
@@ -139,6 +139,7 @@ def score_samples(
     training_seed: int | None = None,
     data: str | None = None,
     memory: Columns | None = None,
+    start: Start | None = None,
 ) -> list[Score]:
     """Diversity and intensities of samples beside those of real volumes, by modality.
 
@@ -151,6 +152,7 @@ def score_samples(
         real: (M, C, D, H, W) in [0, 1].
         sampler, steps: as they were given to `generate`; they name the protocol.
         memory: what `sampling_memory` returned.
+        start: where the sampler began, if not at T.
     """
     protocol = f"{sampler}-{sampler_steps(sampler, steps)}"
 
@@ -182,6 +184,8 @@ def score_samples(
             distance = metrics.histogram_distance(one, other)
             if math.isfinite(distance):
                 scores.append(row(modality, column, distance, len(one)))
+    first = TIMESTEPS - 1 if start is None else start.timestep
+    scores.append(row("all", "sampling_start", first, len(samples)))
     if memory is not None:
         note = f"one step, {len(samples)} volumes at once; {memory['peak_memory_source']}"
         peak = float(memory["peak_memory_bytes"])

@@ -97,6 +97,7 @@ def samples_grid(quality: pd.DataFrame | None = None) -> Grid | None:
     shown = []
     for (method, protocol, _), drawn in _grouped(rows, ["method", "protocol", "data"]).items():
         sampler, _, steps = str(protocol).rpartition("-")
+        start = _cell(drawn, "sampling_start")
         memory = _cell(drawn, "sampling_peak_memory_bytes", 1 / GIB)
         for (modality,), of_modality in _grouped(drawn, ["modality"]).items():
             if not any(row["column"] in _SAMPLES for row in of_modality):
@@ -104,14 +105,14 @@ def samples_grid(quality: pd.DataFrame | None = None) -> Grid | None:
             shown.append(
                 (
                     Cell(f"{method}, {str(modality).upper()}"), Cell(sampler),
-                    Cell(steps, float(steps)),
+                    Cell(steps, float(steps)), start,
                     *(_cell(of_modality, column) for column in _SAMPLES), memory,
                 )
             )  # fmt: skip
     return Grid(
         "Table 1, samples", "Generated volumes beside real ones.",
-        ("", "sampler", "steps", "MS-SSIM, samples", "MS-SSIM, real", "histogram distance",
-         "distance, real", "peak memory (GiB)"),
+        ("", "sampler", "steps", "from t", "MS-SSIM, samples", "MS-SSIM, real",
+         "histogram distance", "distance, real", "peak memory (GiB)"),
         tuple(shown),
         (
             "MS-SSIM: mean over pairs of volumes of the same set, ± standard deviation. Samples "
@@ -119,6 +120,8 @@ def samples_grid(quality: pd.DataFrame | None = None) -> Grid | None:
             "Histogram distance: 1-Wasserstein distance of the intensities above 0.05, on a scale "
             "of 0 to 1, of samples to real volumes; real: of one half of the real volumes to the "
             "other.",
+            "From t: the timestep at which sampling begins, 1999 with pure noise; ddpm-mean begins "
+            "lower, with the mean training volume under the noise of that timestep.",
             "Peak memory: live tensor storages in one denoising step of all samples at once, "
             "without gradients.",
             *_seeds_note(rows),
@@ -193,6 +196,8 @@ def _digits(column: str, value: float) -> str:
         return f"{value:g}"
     if column == "sampling_peak_memory_bytes":
         return significant(value)
+    if column == "sampling_start":
+        return f"{value:.0f}"
     return f"{value:.2f}" if column.startswith("psnr") else f"{value:.3f}"
 
 

@@ -69,7 +69,8 @@ def test_the_learning_curve(finished):
         assert one["loss_train"].isna().tolist() == [True, False, False]
         assert np.allclose(one["learning_rate"], [2e-4, 1e-4, 0])
         assert one["val_mse"].iloc[0] == one["val_mse_ema"].iloc[0]
-        assert one["val_mse"].between(0.5, 1.5).all()
+        assert one["val_mse"].between(0.1, 1.1).all()  # zero for an answer would be 1
+        assert one["val_mse"].is_monotonic_decreasing
         if one["energy_j"].notna().all():  # this machine has a meter
             assert one["energy_j"].is_monotonic_increasing
             assert one["energy_source"].iloc[1:].notna().all()
@@ -113,13 +114,13 @@ def test_what_they_are_worth(finished):
     scores = run.scores()
     for method in ("idm", "patchddm"):
         of_method = scores[scores["method"] == method]
-        drawn = of_method[of_method["protocol"] == "ddim-50"]
+        drawn = of_method[of_method["protocol"] == "ddpm-clipped-250"]
         assert {"ms_ssim", "histogram_distance", "sampling_peak_memory_bytes"} <= set(
             drawn["column"]
         )
         noise = of_method[of_method["column"] == "mse"]
         assert set(noise["timestep"]) == {200, 500, 1000, 1500}
-        assert noise["value"].between(0.1, 1.5).all()
+        assert noise["value"].between(0.01, 1.5).all()
         for index in range(4):
             image = nib.load(run.folder / "samples" / f"{method}-0_{index}.nii.gz")
             voxels = image.get_fdata()

@@ -53,7 +53,7 @@ def test_an_unknown_method(refuse):
         (("--samples", "-1"), "--samples -1"),
         (("--sampler-steps", "2001"), "--sampler-steps 2001"),
         (("--sampler-steps", "0"), "--sampler-steps 0"),
-        (("--sampler-steps", "50", "--sampler", "ddpm"), "ddpm-clipped and ddim"),
+        (("--sampler-steps", "50", "--sampler", "ddpm"), "the other samplers skip steps"),
         (("--timeout", "0"), "--timeout 0"),
         (("--country", "Atlantis"), "--country Atlantis"),
         (("--batch-size", "0"), "--batch-size 0"),

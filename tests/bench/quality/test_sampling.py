@@ -19,7 +19,9 @@ from bench.methods import METHODS
 from bench.presets import Overrides
 from bench.probes.memory import MemoryProbe
 from bench.quality.sampling import (
+    Start,
     clipped,
+    find_start,
     generate,
     sampler_steps,
     sampling_memory,
@@ -49,6 +51,40 @@ def test_a_sampler_recovers_a_known_gaussian(sampler, steps):
     assert volumes.std().item() == pytest.approx(0.075, abs=0.002)
     standard = (volumes - volumes.mean()) / volumes.std()
     assert standard.pow(4).mean().item() == pytest.approx(3, abs=0.15)  # a Gaussian's
+
+
+@pytest.mark.parametrize("timestep", [1000, 1999])
+def test_a_chain_from_the_mean_recovers_it_too(timestep):
+    """A Gaussian around its mean is what the start of `ddpm-mean` takes the volumes for."""
+    start = Start(timestep, torch.full((1, 20, 20, 20), 0.6))
+    volumes = generate(best_eps, (2, 1, 20, 20, 20), "ddpm-mean", seed=1, start=start)
+    alpha_bar = cosine_alpha_bar()[timestep].item()
+    # The start lacks the spread of the volumes themselves: √alpha_bar · 0.15 beside the noise.
+    lacking = alpha_bar * SD**2 / (alpha_bar * SD**2 + 1 - alpha_bar)
+    assert lacking < 0.06
+    assert volumes.mean().item() == pytest.approx(0.6, abs=0.003)
+    assert volumes.std().item() == pytest.approx(0.075, rel=0.06)
+
+
+def test_a_chain_starts_where_the_denoiser_knows_more_than_the_mean():
+    """The mean of many volumes, since that of sixteen is nearer to those than the truth is."""
+    volumes = 0.6 + SD / 2 * torch.randn(256, 1, 10, 10, 10, generator=torch.Generator())
+
+    def lost_above(limit: int):
+        return lambda x_t, t: best_eps(x_t, t) + (1.0 if t[0] > limit else 0.0)
+
+    assert find_start(best_eps, volumes).timestep > 1300
+    for limit in (1200, 700):
+        start = find_start(lost_above(limit), volumes)
+        assert limit - 50 <= start.timestep <= limit
+        assert torch.equal(start.volume, volumes.mean(0))
+
+
+def test_only_a_chain_from_the_mean_has_a_start():
+    start = Start(600, torch.zeros(1, 2, 2, 2))
+    for sampler, given in (("ddpm-mean", None), ("ddpm-clipped", start)):
+        with pytest.raises(ValueError, match="ddpm-mean begins at a start"):
+            generate(best_eps, (1, 1, 2, 2, 2), sampler, start=given)
 
 
 @pytest.mark.parametrize("steps", [10, 50])

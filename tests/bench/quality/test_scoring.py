@@ -185,11 +185,13 @@ def test_samples_are_scored_beside_real_volumes(brains):
     assert values.loc[("t2", "histogram_distance_real"), "value"] > 0
     peak = values.loc[("all", "sampling_peak_memory_bytes"), "value"]
     assert peak == memory["peak_memory_bytes"]
+    assert values.loc[("all", "sampling_start"), "value"] == 1999
 
 
 def test_one_sample_of_nothing_has_no_numbers_rather_than_wrong_ones(brains):
     rows = score_samples(torch.zeros_like(brains[:1]), brains, ("t1", "t2"), "ddpm")
-    assert {row.column for row in rows} == {"ms_ssim_real", "histogram_distance_real"}
+    known = {"ms_ssim_real", "histogram_distance_real", "sampling_start"}
+    assert {row.column for row in rows} == known
 
 
 def test_the_file_is_read_back_as_it_was(brains, tmp_path: Path):

@@ -36,11 +36,11 @@ def scores(method: str, seed: int = 0, modality: str = "t1") -> list[Score]:
                 )  # fmt: skip
     drawn = {"ms_ssim": 0.75, "ms_ssim_real": 0.82,
              "histogram_distance": 0.05, "histogram_distance_real": 0.01,
-             "sampling_peak_memory_bytes": 0.125 * GIB}  # fmt: skip
+             "sampling_start": 1999, "sampling_peak_memory_bytes": 0.125 * GIB}  # fmt: skip
     for column, value in drawn.items():
         rows.append(
             Score(
-                method=method, modality="all" if "memory" in column else modality, column=column,
+                method=method, modality="all" if "sampling" in column else modality, column=column,
                 value=value, unit=UNITS[column], sd=0.02 if column == "ms_ssim" else None,
                 protocol="ddpm-2000", count=6, seed=seed, data="phantom",
             )

@@ -15,6 +15,8 @@ GIB = 2**30
 
 
 def runs_of(part: str) -> list[QualityRun]:
+    if not (QUALITY / part).exists():
+        pytest.skip("no reference trainings yet: make reference-quality")
     folders = sorted(path.parent for path in QUALITY.glob(f"{part}/*/trained.csv"))
     assert folders, part
     return [QualityRun(folder) for folder in folders]
