@@ -32,6 +32,11 @@ def describe_environment(command: Sequence[str], plans: Sequence[Any]) -> dict[s
     }
 
 
+def describe_prediction(command: Sequence[str]) -> dict[str, Any]:
+    """The same of a prediction, which no hardware has a part in."""
+    return {"command": _as_typed(command), "versions": _versions(), "git": _git()}
+
+
 def describe_resumption(
     command: Sequence[str], environment: Mapping[str, Any]
 ) -> tuple[dict[str, Any], list[str]]:

@@ -1,6 +1,8 @@
 """The command `predict`: what methods will need, as a table, as `runs.csv` and as a picture."""
 
 import gc
+import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.commands import PredictCommand
+from bench.environment import describe_prediction
 from bench.errors import UserError
 from bench.methods import Method, find_methods
 from bench.predict.prediction import Prediction, describe, predict_method
@@ -39,7 +42,7 @@ def run_predict(command: PredictCommand, console: Console) -> int:
         (method, method.workload(command.preset, command.overrides))
         for method in find_methods(command.models)
     ]
-    make_folder(command.out)
+    open_folder(command.out)
     rows = []
     with without_collector():  # which would look through all that was imported on the way
         for method, work in chosen:
@@ -92,9 +95,12 @@ def shape(work: Workload) -> str:
     return f"{side} × {work.batch_size}"
 
 
-def make_folder(path: Path) -> None:
+def open_folder(path: Path) -> None:
+    """Make the folder for predictions and say in it what they are made with."""
     try:
         path.mkdir(parents=True, exist_ok=True)
+        made_with = json.dumps(describe_prediction(sys.argv), indent=2)
+        (path / "environment.json").write_text(made_with + "\n")
     except OSError as error:
         raise UserError(f"--out {path}: cannot be written ({error.strerror})") from None
 

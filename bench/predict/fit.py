@@ -11,7 +11,7 @@ from bench.commands import FitCommand
 from bench.errors import UserError
 from bench.methods import METHODS, find_methods
 from bench.parallel import in_processes
-from bench.predict.command import NOT_MODELLED, make_folder
+from bench.predict.command import NOT_MODELLED, open_folder
 from bench.predict.gpus import find_gpu
 from bench.predict.prediction import Prediction, predict_method
 from bench.predict.search import largest_that_fits
@@ -65,7 +65,7 @@ def run_fit(command: FitCommand, console: Console) -> int:
     ]
     for question in questions:  # whatever is wrong with it is said before the long part
         METHODS[question.method].workload(command.preset, command.overrides)
-    make_folder(command.out)
+    open_folder(command.out)
     with console.status("Predicting"):
         fits = list(in_processes(answer, questions))
     console.print(_table(fits, memory, margin))

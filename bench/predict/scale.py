@@ -13,7 +13,7 @@ from bench.commands import ScaleCommand
 from bench.errors import UserError
 from bench.methods import METHODS, find_methods
 from bench.parallel import in_processes
-from bench.predict.command import make_folder
+from bench.predict.command import open_folder
 from bench.predict.prediction import predict_method
 from bench.presets import Overrides, Workload
 from bench.sizes import show_size
@@ -61,7 +61,7 @@ class Slope:
 
 
 def run_scale(command: ScaleCommand, console: Console) -> int:
-    make_folder(command.out)
+    open_folder(command.out)
     jobs = [
         (method.name, axis, value, work)
         for method in find_methods(command.models)

@@ -134,7 +134,7 @@ def _read(run: Run, name: str, evidence: Evidence) -> tuple[pd.DataFrame, pd.Dat
     for trial in _missing_trials(environment, records):
         say(f"{trial} is planned but not recorded: the run is not finished")
     if _at(environment, "git", "dirty") is True:
-        say("measured with changes that are in no commit")
+        say("made with changes that are in no commit")
     try:
         samples = run.samples()
     except UserError as error:

@@ -5,6 +5,7 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
 
 from bench import cli
@@ -12,7 +13,7 @@ from bench.predict import predict
 from bench.predict.timeline import Timeline
 from bench.probes.memory import Part
 from bench.probes.step import Phase
-from bench.results import Record, column_names, read_table
+from bench.results import Record, Run, column_names, read_table
 
 
 @pytest.fixture
@@ -41,6 +42,9 @@ def test_it_leaves_the_columns_of_a_run_and_a_picture(bench, tmp_path):
     assert (rows["peak_allocated_bytes"] >= rows["peak_memory_bytes"]).all()
     assert "idm: peak in the backward pass, at " in out
     assert "cuDNN" in out
+    made_with = Run(tmp_path).environment()
+    assert made_with["versions"]["torch"] == torch.__version__
+    assert made_with["command"][:3] == ["bench", "predict", "--models"]
     assert (tmp_path / "timeline.pdf").read_bytes().startswith(b"%PDF")
     with Image.open(tmp_path / "timeline.png") as picture:
         colours = {tuple(colour[:3]) for _, colour in picture.convert("RGB").getcolors(1 << 24)}
