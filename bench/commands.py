@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import tyro
 
 from bench.presets import Overrides
+from bench.sizes import MARGIN
 
 Preset = Literal["small", "paper", "equal", "full-volume"]
 
@@ -104,7 +105,7 @@ class FitCommand:
     preset: Preset = "paper"
     """The workload whose batch and volume are varied."""
     overrides: Annotated[Overrides, tyro.conf.OmitArgPrefixes] = field(default_factory=Overrides)
-    margin: str = "1GiB"
+    margin: str = MARGIN
     """Kept free for what is not modelled: the CUDA context, cuDNN's workspaces."""
     out: Path = Path("results/fit")
     """Folder for fit.csv."""

@@ -10,9 +10,9 @@ from rich.text import Text
 
 from bench.presets import Workload
 from bench.results import Record, Sample, Step
+from bench.sizes import GIB
 from bench.trial import Plan
 
-GIB = 2**30
 _LINE_EVERY_S = 30.0  # how often a log hears of a window that goes on
 
 

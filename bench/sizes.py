@@ -5,6 +5,8 @@ import re
 from bench.errors import UserError
 
 GIB = 2**30
+MARGIN = "1GiB"
+"""Of a card, kept free for what is no tensor: the CUDA context, cuDNN's workspaces."""
 _UNITS = {
     "B": 1,
     "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40,

@@ -18,8 +18,8 @@ from bench.presets import Workload
 from bench.probes import Columns
 from bench.process import without_collector
 from bench.results import Record, write_rows
+from bench.sizes import GIB
 
-GIB = 2**30
 Row = tuple[Method, Workload, Prediction]
 
 NOT_MODELLED = (

@@ -7,8 +7,7 @@ which the margin of `fit` has to cover.
 from dataclasses import dataclass
 
 from bench.errors import UserError
-
-GIB = 2**30
+from bench.sizes import GIB
 
 
 @dataclass(frozen=True)

@@ -29,9 +29,8 @@ from bench.probes.flops import dispatched_forward_flops
 from bench.probes.memory import Change, Part, tensors_in
 from bench.probes.step import Moment, Operator, Phase, StepProbe
 from bench.process import without_collector
+from bench.sizes import GIB
 from bench.training import Training, TrainingStep, make_state
-
-GIB = 2**30
 
 Loss = Callable[[nn.Module, Any], Tensor]
 

@@ -8,11 +8,12 @@ import pandas as pd
 from bench.report.grid import Cell, Grid, significant
 from bench.report.reading import Group
 from bench.report.summary import million_voxels, summarise_each
+from bench.sizes import GIB, MARGIN, parse_size
 
-GIB = 2**30
 BUDGETS_GIB = (8, 16, 24, 40, 80)
 MAIN_BUDGET_GIB = 24
 """The paper's RTX A5000, and the cards that most people have."""
+_FREE_BYTES = parse_size(MARGIN, "the margin")
 # The fair comparison first; what was measured before what was predicted.
 _PREFERRED = ("equal", "paper", "full-volume", "small")
 
@@ -57,7 +58,7 @@ def needs(group: Group) -> list[Need]:
 def advise(group: Group, budget_gib: int = MAIN_BUDGET_GIB) -> str:
     """One sentence: what fits, what is quickest of it, what needs least."""
     known = needs(group)
-    fitting = [need for need in known if need.memory <= budget_gib * GIB]
+    fitting = _that_fit(known, budget_gib)
     least = min(known, key=lambda need: need.memory)
     if not fitting:
         return (
@@ -105,7 +106,7 @@ def budgets_grid(group: Group) -> Grid:
     known = needs(group)
     rows = []
     for budget in BUDGETS_GIB:
-        fitting = [need for need in known if need.memory <= budget * GIB]
+        fitting = _that_fit(known, budget)
         quickest = min(fitting, key=lambda need: need.cost, default=None)
         rows.append(
             (
@@ -118,7 +119,8 @@ def budgets_grid(group: Group) -> Grid:
     return Grid(
         "Budgets", f"Which method {_word(group)}, of those that fit ({group.name}).",
         ("Memory", "Take", "It needs", "These fit too"), tuple(rows),
-        ("A CUDA context (a few hundred MiB) and cuDNN's workspaces come on top.",), numeric=False,
+        (f"{_FREE_BYTES / GIB:g} GiB is kept free, as `fit` does: a CUDA context and cuDNN's "
+         "workspaces come on top of what is shown.",), numeric=False,
     )  # fmt: skip
 
 
@@ -129,6 +131,10 @@ def describe_work(group: Group) -> str:
         return group.preset
     volume, batch, precision = work.iloc[0]
     return f"{group.preset} ({volume}³, batch {batch}, {precision})"
+
+
+def _that_fit(known: Sequence[Need], budget_gib: int) -> list[Need]:
+    return [need for need in known if need.memory + _FREE_BYTES <= budget_gib * GIB]
 
 
 def _word(group: Group) -> str:

@@ -14,9 +14,9 @@ import pandas as pd
 from bench.report.grid import NOTHING, Cell, Grid, significant
 from bench.report.reading import Evidence, Group
 from bench.report.summary import Summary, summarise
+from bench.sizes import GIB
 
 SETTINGS = ("paper", "equal")
-GIB = 2**30
 
 
 @dataclass(frozen=True)

@@ -18,15 +18,14 @@ import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from bench.report import published
 from bench.report.grid import as_rows, significant
 from bench.report.reading import Group
 from bench.report.summary import million_voxels
+from bench.sizes import GIB
 
-GIB = 2**30
 PARTS = {
     "parameter": "parameters",
     "optimizer": "optimizer",
@@ -228,19 +227,19 @@ def frontier(group: Group) -> Picture:
         colour = COLOURS[style % len(COLOURS)]
         axes.plot(
             row["gflop"], row["gib"], MARKERS[style % len(MARKERS)], markersize=6, color=colour,
-            markerfacecolor=colour if row["best"] else "none",
+            markerfacecolor=colour if row["best"] else "none", label=short_name(row["method"]),
         )  # fmt: skip
     for axis, column in (("x", "gflop"), ("y", "gib")):
         low, high = points[column].min(), points[column].max()
         if low > 0 and high > 4 * low:
             getattr(axes, f"set_{axis}scale")("log")
-            getattr(axes, f"set_{axis}lim")(low / 1.6, high * 1.8)
+            getattr(axes, f"set_{axis}lim")(low / 1.6, high * 1.6)
             plain_log_ticks(getattr(axes, f"{axis}axis"))
         else:
             getattr(axes, f"set_{axis}lim")(0, high * 1.25 or 1)
     axes.set_xlabel("FLOPs of a step, per million voxels (G)")
     axes.set_ylabel("peak memory (GiB)")
-    _label_points(figure, axes, points)
+    figure.legend(loc="outside upper left", ncols=3, handlelength=1, columnspacing=1.2)
     return Picture(
         name, title,
         f"{group.name}. On the line: methods that no other beats in both. Hollow: another needs "
@@ -344,36 +343,6 @@ def _mark_published(axes: Axes, methods: list[str]) -> dict[str, float]:
             markeredgecolor=INK, label="paper, Table 2", linestyle="none", zorder=5,
         )  # fmt: skip
     return marks
-
-
-def _label_points(figure: Figure, axes: Axes, points: pd.DataFrame) -> None:
-    """Names beside their points, each where it covers neither a point nor another name."""
-    renderer = FigureCanvasAgg(figure).get_renderer()
-    figure.draw_without_rendering()
-    spots = axes.transData.transform(points[["gflop", "gib"]].to_numpy())
-    taken: list[Sequence[float]] = [(x - 12, y - 12, x + 12, y + 12) for x, y in spots]
-    frame = axes.get_window_extent()
-    places = [(6, 4, "left"), (-6, 4, "right"), (6, -10, "left"), (-6, -10, "right"),
-              (0, 9, "center"), (0, -15, "center")]  # fmt: skip
-    for row in as_rows(points):
-        text = None
-        for dx, dy, side in places:
-            if text is not None:
-                text.remove()
-            text = axes.annotate(
-                short_name(row["method"]), (row["gflop"], row["gib"]), (dx, dy),
-                textcoords="offset points", ha=side, fontsize=7.5,
-            )  # fmt: skip
-            box = text.get_window_extent(renderer).extents
-            outside = box[0] < frame.x0 or box[2] > frame.x1 or box[1] < frame.y0
-            if not outside and not any(_touch(box, other) for other in taken):
-                break
-        assert text is not None
-        taken.append(text.get_window_extent(renderer).extents)
-
-
-def _touch(box: Sequence[float], other: Sequence[float]) -> bool:
-    return box[0] < other[2] and other[0] < box[2] and box[1] < other[3] and other[1] < box[3]
 
 
 def plain_log_ticks(axis: Any) -> None:

@@ -17,6 +17,7 @@ from bench.report.claims import SETTINGS, Judged
 from bench.report.figures import Picture
 from bench.report.grid import Cell, Grid, as_rows, one_line
 from bench.report.reading import QUALITY_TABLES, Evidence, Group
+from bench.sizes import GIB
 
 TEMPLATES = Path(__file__).parent / "templates"
 MOST_IMAGE_BYTES = 2**23
@@ -213,8 +214,8 @@ def _plain(value: Any) -> str:
         return ", ".join(f"{one_line(k)} {_plain(v)}" for k, v in value.items())[:500]
     if isinstance(value, list):
         return "; ".join(map(_plain, value))[:500]
-    if isinstance(value, int) and value >= 2**30:
-        return f"{value / 2**30:.1f} GiB"
+    if isinstance(value, int) and value >= GIB:
+        return f"{value / GIB:.1f} GiB"
     return one_line(value)[:500]
 
 

@@ -21,8 +21,8 @@ from bench.report.grid import (
 )
 from bench.report.reading import Group
 from bench.report.summary import Summary, summarise_each
+from bench.sizes import GIB
 
-GIB = 2**30
 Row = Mapping[str, Any]
 
 

@@ -121,13 +121,19 @@ def test_the_frontier_joins_what_no_other_method_beats(group):
     assert points.loc["unet", "gib"] == pytest.approx(18)
 
 
-def test_names_on_the_frontier_do_not_cover_each_other(pictures):
+def test_points_on_the_frontier_are_named_by_colour_and_shape(pictures, group):
+    """Names beside the points cover each other where methods are close."""
     figure = pictures["frontier"].figure
-    names = figure.axes[0].texts
-    assert [text.get_text() for text in names] == list(METHODS)
-    boxes = [text.get_window_extent() for text in names]
-    for index, box in enumerate(boxes):
-        assert not any(box.overlaps(other) for other in boxes[index + 1 :])
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == list(METHODS)
+    points = figures.frontier_points(group).set_index("method")
+    drawn = {line.get_label(): line for line in figure.axes[0].lines}
+    for name in METHODS:
+        assert (drawn[name].get_xdata()[0], drawn[name].get_ydata()[0]) == tuple(
+            points.loc[name, ["gflop", "gib"]]
+        )
+        assert (drawn[name].get_markerfacecolor() == "none") != points.loc[name, "best"]
+    assert len({drawn[name].get_marker() for name in METHODS}) == len(METHODS)
 
 
 def test_parts_can_be_told_apart_in_greyscale():

@@ -177,6 +177,19 @@ def test_the_advice_follows_the_budget(tmp_path: Path, gib, words):
     assert words in text
 
 
+def test_what_a_card_needs_besides_tensors_is_kept_free(tmp_path: Path):
+    """A GiB, as `fit` does: what leaves less does not fit."""
+    needs = {"unet": 8 * 2**30, "checkpoint": 7 * 2**30 + 1, "patchddm": 7 * 2**30}
+    rows = [
+        record(name, preset="equal", peak_allocated_bytes=need, peak_memory_bytes=need)
+        for name, need in needs.items()
+    ]
+    text = make(tmp_path / "out", write_run(tmp_path / "run", rows).folder)
+    (of_8,) = re.findall(r'<th scope="row">8 GiB</th>(.*?)</tr>', text)
+    assert re.findall(r"<td[^>]*>(.*?)</td>", of_8) == ["patchddm", "7.00 GiB", "–"]
+    assert "1 GiB is kept free" in text
+
+
 def _advice(folder: Path) -> str:
     from bench.report.advice import advise, best_group
     from bench.report.reading import read_evidence
