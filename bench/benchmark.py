@@ -191,7 +191,7 @@ def _plan(command: RunCommand, console: Console) -> list[Plan]:
     device = planning.choose_device(command.device)
     preset = command.preset or planning.default_preset(device)
     chosen = planning.choose_workloads(command.models, preset, command.overrides)
-    limit = planning.parse_bytes("--memory-limit", command.memory_limit)
+    limit = planning.choose_memory_limit(command.memory_limit)
     data = planning.DataChoice(command.data, command.data_dir, command.subjects)
     sources = planning.open_sources(chosen, data, command.seed)
     volumes = planning.prepare_all(

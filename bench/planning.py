@@ -1,7 +1,6 @@
 """From what a person typed to the plans of the trials; whatever is wrong with it is said here."""
 
 import os
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from bench.data import Source, open_source, prepare
 from bench.errors import UserError
 from bench.methods import METHODS, Method, find_methods
 from bench.presets import Overrides, Workload
+from bench.sizes import parse_size
 from bench.training import Window
 from bench.trial import Plan
 
@@ -59,15 +59,14 @@ def chosen_by(plans: Sequence[Plan]) -> list[tuple[Method, Workload]]:
     return [(METHODS[plan.method], plan.work) for plan in plans]
 
 
-def parse_bytes(flag: str, text: str | None) -> int | None:
-    """`8GiB`, `500MB` or a plain number of bytes; UserError otherwise. GiB is 1024³, GB 1000³."""
+def choose_memory_limit(text: str | None) -> int | None:
+    """Bytes that a trial's process may have; UserError for what is no size or leaves nothing."""
     if text is None:
         return None
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:([KMGT])(i?))?B?", text.strip(), re.IGNORECASE)
-    if match is None or float(match[1]) <= 0:
-        raise UserError(f"{flag} {text}: give a size such as 8GiB or 500MB")
-    power = " KMGT".index(match[2].upper()) if match[2] else 0
-    return round(float(match[1]) * (1024 if match[3] else 1000) ** power)
+    limit = parse_size(text, "--memory-limit")
+    if limit == 0:
+        raise UserError(f"--memory-limit {text}: a trial needs more than that")
+    return limit
 
 
 def choose_device(name: str) -> torch.device:
