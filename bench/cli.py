@@ -28,6 +28,7 @@ COMMANDS: Mapping[str, tuple[type, str]] = {
     "report": (commands.ReportCommand, "bench.report.command:run_report"),
     "compare": (commands.CompareCommand, "bench.report.compare:run_compare"),
     "quality": (commands.QualityCommand, "bench.quality.command:run_quality"),
+    "sample": (commands.SampleCommand, "bench.quality.sample_command:run_sample"),
 }
 """Name -> what can be typed, and who does it: `function(command, console) -> exit status`."""
 

@@ -10,6 +10,7 @@ from bench.presets import Overrides
 from bench.sizes import MARGIN
 
 Preset = Literal["small", "paper", "equal", "full-volume"]
+Sampler = Literal["ddpm", "ddpm-clipped", "ddpm-mean", "ddim"]
 
 
 @dataclass
@@ -213,7 +214,7 @@ class QualityCommand:
     """Minutes of training from one checkpoint to the next."""
     samples: int = 4
     """Volumes to generate after each training."""
-    sampler: Literal["ddpm", "ddpm-clipped", "ddpm-mean", "ddim"] = "ddpm-clipped"
+    sampler: Sampler = "ddpm-clipped"
     """ddpm: all 2,000 steps of eq. (7); ddpm-clipped: the same in --sampler-steps, the volume that
     each step sees clamped; ddpm-mean: that from where the network knows more than the mean volume
     says, for networks that have trained for minutes; ddim: ddpm-clipped without noise."""
@@ -229,3 +230,33 @@ class QualityCommand:
     """Grid whose CO₂ intensity applies, as ISO 3166-1 alpha-3 (CHE, USA); default: the world."""
     resume: Path | None = None
     """Run folder to complete: what is not ok in it goes on from its last checkpoint."""
+
+
+@dataclass
+class SampleCommand:
+    """Draw volumes from the networks that a quality run has trained.
+
+    Leaves NIfTI files, quality.csv with what they are worth, and Figure 2 beside real volumes, in a
+    folder of the run. Exit status 0, or 2 for a wrong command.
+    """
+
+    run: tyro.conf.Positional[Path]
+    """Folder of the quality run, with its checkpoints."""
+    models: tuple[str, ...] = ()
+    """Methods to draw from (default: all that it trained)."""
+    seeds: tuple[int, ...] = ()
+    """Trainings to draw from, by their seed (default: all)."""
+    samples: int = 8
+    """Volumes of each training."""
+    batch_size: int = 4
+    """Volumes drawn at a time: more need more memory."""
+    sampler: Sampler = "ddpm-clipped"
+    """As for `quality`: ddpm, ddpm-clipped, ddpm-mean or ddim."""
+    sampler_steps: int | None = None
+    """Steps of ddpm-clipped and ddpm-mean (default 250) and ddim (default 50), up to 2,000."""
+    seed: int = 0
+    """Of the noise."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    out: Path | None = None
+    """Folder for what is drawn (default: RUN/<sampler>-<steps>-<seed>)."""

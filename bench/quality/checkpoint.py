@@ -17,9 +17,11 @@ import math
 import os
 import random
 import stat
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -116,41 +118,18 @@ class Checkpoint:
             return None
         make_state(self.optimizer)  # so that it is known what there must be
         self.optimizer.zero_grad(set_to_none=True)
-        try:
+        with _refusing(self.path, "this training", "remove it to train from the start"):
             header, found = self._load(self._tensors())
-            if (header.progress.method, header.progress.seed) != (method, seed):
-                raise ValueError(f"it is of {header.progress.method:.40} {header.progress.seed}")
-            _check(header.progress)
+            _check(header.progress, method, seed)
             self._restore(header, found)
-        except (OSError, SafetensorError, RecursionError, ValueError, TypeError, KeyError,
-                OverflowError, RuntimeError) as error:  # fmt: skip
-            raise UserError(
-                f"{self.path}: not a checkpoint of this training ({_one_line(error)}); "
-                "remove it to train from the start"
-            ) from None
         return header.progress
 
     def _load(self, wanted: dict[str, Tensor]) -> tuple[_Header, dict[str, Tensor]]:
-        status = self.path.stat()
-        if not stat.S_ISREG(status.st_mode):  # a pipe would keep us waiting
-            raise ValueError("not a file")
         most = sum(tensor.nbytes for tensor in wanted.values()) + MOST_HEADER_BYTES
-        if status.st_size > most:
-            raise ValueError(f"{status.st_size} bytes are more than it can have")
-        with safe_open(self.path, framework="pt") as file:
-            header = from_plain(_Header, json.loads((file.metadata() or {})["progress"]))
-            names = set(file.keys())
-            for name in sorted(wanted.keys() ^ names):
-                raise ValueError(f"it {'has' if name in names else 'lacks'} {name[:80]!r}")
-            found = {}
-            for name, tensor in wanted.items():
-                shape = tuple(file.get_slice(name).get_shape())
-                if shape != tuple(tensor.shape):
-                    raise ValueError(f"{name} is {shape}, not {tuple(tensor.shape)}")
-                found[name] = file.get_tensor(name)
-                if found[name].dtype != tensor.dtype:
-                    raise ValueError(f"{name} is {found[name].dtype}, not {tensor.dtype}")
-        return header, found
+        with _opened(self.path, most) as file:
+            for name in sorted(wanted.keys() ^ set(file.keys())):
+                raise ValueError(f"it {'lacks' if name in wanted else 'has'} {name[:80]!r}")
+            return _header(file), {name: _tensor(file, name, wanted[name]) for name in wanted}
 
     @torch.no_grad()
     def _restore(self, header: _Header, found: dict[str, Tensor]) -> None:
@@ -198,8 +177,70 @@ class Checkpoint:
         ]
 
 
-def _check(progress: Progress) -> None:
-    """ValueError for numbers that no training writes."""
+def load_averages(path: Path, network: nn.Module, method: str, seed: int) -> Progress:
+    """Give a network the averaged weights, and the buffers, of its training's checkpoint.
+
+    Raises:
+        UserError: there is no file, or it is not of this training, of a network like this.
+    """
+    averaged = {name for name, value in network.named_parameters() if value.requires_grad}
+    wanted = {
+        f"{'ema' if name in averaged else 'network'}.{name}": value
+        for name, value in network.state_dict().items()
+    }
+    with _refusing(path, f"{method}, seed {seed}", "train it again"):
+        with _opened(path) as file:
+            progress = _header(file).progress
+            _check(progress, method, seed)
+            found = {name: _tensor(file, name, value) for name, value in wanted.items()}
+        with torch.no_grad():
+            for name, value in wanted.items():
+                value.copy_(found[name])
+    return progress
+
+
+@contextmanager
+def _refusing(path: Path, what: str, remedy: str) -> Iterator[None]:
+    """Whatever is wrong with a file becomes one line."""
+    try:
+        yield
+    except (OSError, SafetensorError, RecursionError, ValueError, TypeError, KeyError,
+            OverflowError, RuntimeError) as error:  # fmt: skip
+        raise UserError(
+            f"{path}: not a checkpoint of {what} ({_one_line(error)}); {remedy}"
+        ) from None
+
+
+@contextmanager
+def _opened(path: Path, most_bytes: int | None = None) -> Iterator[Any]:
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):  # a pipe would keep us waiting
+        raise ValueError("not a file")
+    if most_bytes is not None and status.st_size > most_bytes:
+        raise ValueError(f"{status.st_size} bytes are more than it can have")
+    with safe_open(path, framework="pt") as file:
+        yield file
+
+
+def _header(file: Any) -> _Header:
+    return from_plain(_Header, json.loads((file.metadata() or {})["progress"]))
+
+
+def _tensor(file: Any, name: str, like: Tensor) -> Tensor:
+    """Read only once its shape is known to be the right one."""
+    shape = tuple(file.get_slice(name).get_shape())
+    if shape != tuple(like.shape):
+        raise ValueError(f"{name} is {shape}, not {tuple(like.shape)}")
+    found = file.get_tensor(name)
+    if found.dtype != like.dtype:
+        raise ValueError(f"{name} is {found.dtype}, not {like.dtype}")
+    return found
+
+
+def _check(progress: Progress, method: str, seed: int) -> None:
+    """ValueError for another training's, and for numbers that no training writes."""
+    if (progress.method, progress.seed) != (method, seed):
+        raise ValueError(f"it is of {progress.method:.40} {progress.seed}")
     counts = (progress.step, progress.validations, progress.loss_count)
     if not all(0 <= count <= _MOST_STEPS for count in counts):
         raise ValueError("it has a count that cannot be")

@@ -11,7 +11,7 @@ from torch import nn
 from bench.diffusion import Denoiser
 from bench.quality.learning import QualityRun
 from bench.quality.plan import Plan
-from bench.quality.sampling import find_start, generate, sampling_memory, write_nifti
+from bench.quality.sampling import choose_start, generate, sampling_memory, write_nifti
 from bench.quality.scoring import score, score_samples
 from bench.worker import Events
 
@@ -64,10 +64,7 @@ def evaluate(
     )  # fmt: skip
     if plan.samples:
         shape = (plan.samples, *validating.shape[1:])
-        start = None
-        if plan.sampler == "ddpm-mean":
-            training = torch.from_numpy(np.stack([volumes[index] for index in plan.train]))
-            start = find_start(denoise, training, plan.split_seed, device)
+        start = choose_start(plan.sampler, denoise, volumes, plan.train, plan.split_seed, device)
         samples = generate(
             denoise, shape, plan.sampler, plan.sampler_steps, plan.split_seed, device,
             tell(f"sampling ({plan.sampler})"), start,

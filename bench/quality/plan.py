@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
+from bench.commands import Sampler
 from bench.presets import Workload
-from bench.quality.sampling import Sampler
 from bench.training import Training, Window
 
 

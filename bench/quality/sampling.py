@@ -4,21 +4,20 @@ A sampler calls `denoiser(x_t, t)` on whole volumes. A network that trained on p
 is called without the keywords of its crop: it then takes its input for the whole volume.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import nibabel as nib
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from bench.commands import Sampler
 from bench.diffusion import TIMESTEPS, Denoiser, Diffusion
 from bench.probes import Columns
 from bench.probes.memory import MemoryProbe
 
-Sampler = Literal["ddpm", "ddpm-clipped", "ddpm-mean", "ddim"]
 STEPS: Mapping[Sampler, int] = {
     "ddpm": TIMESTEPS, "ddpm-clipped": 250, "ddpm-mean": 250, "ddim": 50
 }  # fmt: skip
@@ -89,6 +88,11 @@ def generate(
     return diffusion.scale_out(x)
 
 
+def name_sampler(sampler: Sampler, steps: int | None = None) -> str:
+    """`ddpm-2000`, `ddim-50`: the sampler and its steps."""
+    return f"{sampler}-{sampler_steps(sampler, steps)}"
+
+
 def sampler_steps(sampler: Sampler, steps: int | None = None) -> int:
     """Calls of the denoiser that `generate` makes; ValueError as there."""
     if sampler == "ddpm" and steps not in (None, TIMESTEPS):
@@ -103,6 +107,25 @@ def sampler_steps(sampler: Sampler, steps: int | None = None) -> int:
 def spread_timesteps(steps: int, first: int = TIMESTEPS - 1) -> list[int]:
     """At most so many timesteps, evenly from the first to 0 (Nichol & Dhariwal 2021, §4)."""
     return torch.linspace(first, 0, min(steps, first + 1)).round().long().tolist()
+
+
+def choose_start(
+    sampler: Sampler,
+    denoiser: Denoiser,
+    volumes: np.ndarray,
+    members: Sequence[int],
+    seed: int,
+    device: torch.device,
+) -> Start | None:
+    """Where a sampler begins that needs to be told (`generate`).
+
+    Args:
+        volumes: (N, C, D, H, W) float32 in [0, 1], of which `members` trained the denoiser.
+    """
+    if sampler != "ddpm-mean":
+        return None
+    known = torch.from_numpy(np.stack([volumes[index] for index in members]))
+    return find_start(denoiser, known, seed, device)
 
 
 @torch.no_grad()

@@ -18,10 +18,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from bench.commands import Sampler
 from bench.diffusion import TIMESTEPS, Denoiser, Diffusion
 from bench.probes import Columns
 from bench.quality import metrics
-from bench.quality.sampling import Sampler, Start, sampler_steps
+from bench.quality.sampling import Start, name_sampler
 
 TIMES = (TIMESTEPS // 10, TIMESTEPS // 4, TIMESTEPS // 2, 3 * TIMESTEPS // 4)
 HEADLINE = TIMESTEPS // 4
@@ -154,7 +155,7 @@ def score_samples(
         memory: what `sampling_memory` returned.
         start: where the sampler began, if not at T.
     """
-    protocol = f"{sampler}-{sampler_steps(sampler, steps)}"
+    protocol = name_sampler(sampler, steps)
 
     def row(
         modality: str,

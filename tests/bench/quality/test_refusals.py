@@ -53,7 +53,7 @@ def test_an_unknown_method(refuse):
         (("--samples", "-1"), "--samples -1"),
         (("--sampler-steps", "2001"), "--sampler-steps 2001"),
         (("--sampler-steps", "0"), "--sampler-steps 0"),
-        (("--sampler-steps", "50", "--sampler", "ddpm"), "the other samplers skip steps"),
+        (("--sampler-steps", "50", "--sampler", "ddpm"), "ddpm samples in 2000 steps"),
         (("--timeout", "0"), "--timeout 0"),
         (("--country", "Atlantis"), "--country Atlantis"),
         (("--batch-size", "0"), "--batch-size 0"),
@@ -97,5 +97,5 @@ def test_a_folder_that_cannot_be_resumed(refuse, tmp_path):
     (tmp_path / "environment.json").write_text("[]")
     assert "environment.json" in refuse("--resume", str(tmp_path))
     (tmp_path / "environment.json").write_text("{}")
-    assert "cannot be resumed" in refuse("--resume", str(tmp_path))
+    assert "not that of a quality run" in refuse("--resume", str(tmp_path))
     assert "--steps: the run has its own" in refuse("--resume", str(tmp_path), "--steps", "9")
