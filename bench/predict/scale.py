@@ -1,7 +1,7 @@
 """The command `scale`: how the peak grows with depth, volume and batch, and by how much."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -72,13 +72,14 @@ def run_scale(command: ScaleCommand, console: Console) -> int:
         points = list(in_processes(predict_point, jobs))
     table = pd.DataFrame([asdict(point) for point in points])
     slopes = fit_slopes(points)
+    lines = pd.DataFrame(slopes, columns=[field.name for field in fields(Slope)])
     paths = [command.out / "scale.csv", command.out / "scale_slopes.csv"]
     table.to_csv(paths[0], index=False)
-    pd.DataFrame([asdict(slope) for slope in slopes]).to_csv(paths[1], index=False)
+    lines.to_csv(paths[1], index=False)
 
     from bench.report.scaling import write_scaling
 
-    paths += write_scaling(table, slopes, command.out)
+    paths += write_scaling(table, lines, command.out)
     console.print(_table(slopes))
     for path in paths:
         console.print(f"  {path}", highlight=False, markup=False)

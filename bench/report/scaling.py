@@ -1,19 +1,14 @@
 """Peak memory against depth, volume and batch, with the slope of each line written beside it."""
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-import matplotlib
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from bench.report.figures import _STYLE, COLOURS, DASHES, GIB
-from bench.sizes import show_size
-
-if TYPE_CHECKING:
-    from bench.predict.scale import Slope
+from bench.report.figures import COLOURS, DASHES, styled
+from bench.report.grid import as_rows
+from bench.sizes import GIB, show_size
 
 PANELS = {
     "couplings": ("couplings a level and branch", "coupling"),
@@ -22,10 +17,10 @@ PANELS = {
 }
 
 
-def write_scaling(points: pd.DataFrame, slopes: "Sequence[Slope]", out: Path) -> list[Path]:
-    """`scale.png` and `.pdf`."""
+def write_scaling(points: pd.DataFrame, slopes: pd.DataFrame, out: Path) -> list[Path]:
+    """`scale.png` and `.pdf` from the rows of `scale.csv` and `scale_slopes.csv`."""
     methods = list(dict.fromkeys(points["method"]))
-    with matplotlib.rc_context(_STYLE):
+    with styled():
         figure = Figure(figsize=(10.2, 3.7))
         for axes, axis in zip(figure.subplots(1, 3), PANELS, strict=True):
             _draw(axes, axis, points[points["axis"] == axis], slopes, methods)
@@ -38,24 +33,24 @@ def write_scaling(points: pd.DataFrame, slopes: "Sequence[Slope]", out: Path) ->
 
 
 def _draw(
-    axes: Axes, axis: str, points: pd.DataFrame, slopes: "Sequence[Slope]", methods: list[str]
+    axes: Axes, axis: str, points: pd.DataFrame, slopes: pd.DataFrame, methods: list[str]
 ) -> None:
     label, unit = PANELS[axis]
     scale = 1e6 if axis == "volume" else 1
     ends = []
-    for slope in (slope for slope in slopes if slope.axis == axis):
-        style = methods.index(slope.method)
-        line = points[points["method"] == slope.method].sort_values("amount")
+    for slope in as_rows(slopes[slopes["axis"] == axis]):
+        style = methods.index(slope["method"])
+        line = points[points["method"] == slope["method"]].sort_values("amount")
         x, y = line["amount"] / scale, line["peak_memory_bytes"] / GIB
         colour = COLOURS[style % len(COLOURS)]
         axes.plot(
             x, y, "o", markersize=3.5, color=colour, linestyle=DASHES[style % len(DASHES)],
-            linewidth=1.4, label=slope.method,
+            linewidth=1.4, label=slope["method"],
         )  # fmt: skip
-        text = f"{show_size(slope.peak)} a {unit}"
+        text = f"{show_size(slope['peak'])} a {unit}"
         if axis == "couplings":  # is it depth that is stored, or only more weights?
-            text += f",\n{show_size(slope.stored)} of it stored"
-        ends.append((y.iloc[-1], x.iloc[-1], text, colour, slope.method))
+            text += f",\n{show_size(slope['stored'])} of it stored"
+        ends.append((y.iloc[-1], x.iloc[-1], text, colour, slope["method"]))
     axes.set_xlabel(label)
     axes.set_ylim(bottom=0)
     axes.set_xlim(left=0)
