@@ -71,6 +71,8 @@ def write_html(
         _section(index, group, pictures[index]) for index, group in enumerate(evidence.groups)
     ]
     best = advice.best_group(evidence.groups)
+    samplers = ", ".join(table1.samplers(scores))
+    drawn = f", drawn by {samplers}" if samplers else ""
     script = (TEMPLATES / "page.js").read_text()
     page = _environment().get_template("report.html").render(
         runs=list(evidence.folders),
@@ -84,7 +86,7 @@ def write_html(
         sections=sections,
         quality=bool(QUALITY_TABLES & set(evidence.side_tables)),
         table1=table1.grids(scores),
-        figure2=_left_behind(evidence, "figure2", "Figure 2. Real and generated volumes"),
+        figure2=_left_behind(evidence, "figure2", f"Figure 2. Real and generated volumes{drawn}"),
         curves=None if curves is None or curves.empty else _drawing("quality", curves),
         timelines=_left_behind(evidence, "timeline", "Memory over one step"),
         environments={run: _facts(env) for run, env in evidence.environments.items()},

@@ -23,6 +23,9 @@ OPTIONAL = ("protocol", "timestep", "sd", "count", "seed", "data")
 """Columns that a `quality.csv` from elsewhere may lack."""
 BEST_BATCH, VALIDATION = "best-batch", "validation"
 _SCORES = ("psnr", "psnr_noisy", "ssim", "mae")
+_SAMPLED = re.compile(r"dd[a-z-]+-\d+")
+"""A protocol that is a sampler and its steps: `ddpm-2000`."""
+_SAMPLES = ("ms_ssim", "ms_ssim_real", "histogram_distance", "histogram_distance_real")
 _KEYS = ["modality", "method", "origin", "protocol", "data"]
 _DATA = {
     "phantom": "embedded brains, drawn from one average anatomy: not BraTS",
@@ -91,7 +94,7 @@ def noise_levels_grid(quality: pd.DataFrame | None = None) -> Grid | None:
 
 def samples_grid(quality: pd.DataFrame | None = None) -> Grid | None:
     """Samples beside real volumes, and what sampling takes; None where nothing was sampled."""
-    rows = [row for row in _rows(quality) if re.fullmatch(r"dd[a-z-]+-\d+", str(row["protocol"]))]
+    rows = [row for row in _rows(quality) if _SAMPLED.fullmatch(str(row["protocol"]))]
     if not rows:
         return None
     shown = []
@@ -129,7 +132,10 @@ def samples_grid(quality: pd.DataFrame | None = None) -> Grid | None:
     )  # fmt: skip
 
 
-_SAMPLES = ("ms_ssim", "ms_ssim_real", "histogram_distance", "histogram_distance_real")
+def samplers(quality: pd.DataFrame | None) -> list[str]:
+    """By what the samples of these rows were drawn: `ddpm-2000`, …"""
+    protocols = () if quality is None or "protocol" not in quality else quality["protocol"]
+    return [name for name in dict.fromkeys(map(str, protocols)) if _SAMPLED.fullmatch(name)]
 
 
 def grids(quality: pd.DataFrame | None = None) -> list[Grid]:
