@@ -277,7 +277,7 @@ def test_the_page_of_a_quality_run_shows_it_all(report: Path):
     page = (report / "report.html").read_text()
     assert "How well it learned" in page
     assert page.count("<table") == 3
-    assert "Figure 2. Real and generated volumes, drawn by " in page
+    assert "Figure 2. Real and generated volumes, drawn by ddpm-2000, " in page
     assert "data:image/png;base64" in page
     assert "Learning curves" in page
     assert "Made-up CPU" in page  # the environment
