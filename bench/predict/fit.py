@@ -40,6 +40,8 @@ class Fit:
     method: str
     volume: int
     """Side at which `batch_size` is the largest, in voxels."""
+    patch: int
+    """Side of what a step sees of it: the volume's, unless the method trains on patches."""
     batch_size: int
     """0: not even one volume."""
     batch_needs: int
@@ -48,6 +50,8 @@ class Fit:
     """Whether the allocator gets by in its default setting, in which memory fragments."""
     largest_volume: int
     """Side of the largest cube at batch 1; 0: not even the smallest."""
+    largest_patch: int
+    """Side of what a step sees of that one."""
     volume_needs: int
     """At `largest_volume`, or at the smallest cube that the method can train on."""
     volume_fits_by_default: bool
@@ -134,10 +138,12 @@ def answer(question: Question) -> Fit:
     return Fit(
         question.method,
         work.volume,
+        work.patch,
         batch,
         needs(batch_work),
         predicted(batch_work).fits_cuda(question.limit),
         count * multiple,
+        cube_work.patch if count else 0,
         needs(cube_work),
         predicted(cube_work).fits_cuda(question.limit),
     )
@@ -188,13 +194,17 @@ def _table(fits: list[Fit], memory: int, margin: int) -> Table:
     for fit in fits:
         table.add_row(
             fit.method,
-            f"{fit.volume}³",
+            show_cube(fit.volume, fit.patch),
             str(fit.batch_size) if fit.batch_size else "none",
             show_size(fit.batch_needs) + _star(fit.batch_size, fit.batch_fits_by_default),
-            f"{fit.largest_volume}³" if fit.largest_volume else "none",
+            show_cube(fit.largest_volume, fit.largest_patch) if fit.largest_volume else "none",
             show_size(fit.volume_needs) + _star(fit.largest_volume, fit.volume_fits_by_default),
         )
     return table
+
+
+def show_cube(volume: int, patch: int) -> str:
+    return f"{volume}³" if patch == volume else f"{patch}³ of {volume}³"
 
 
 def _star(fits: int, by_default: bool) -> str:

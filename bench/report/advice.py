@@ -92,13 +92,20 @@ def advise_from_fit(fit: pd.DataFrame | None, budget_gib: int = MAIN_BUDGET_GIB)
     rows = rows[rows["batch_size"] > 0].sort_values("batch_size", ascending=False, kind="stable")
     if rows.empty:
         return None
-    texts = [
-        f"{row.method} {row.batch_size:.0f} (or one of {row.largest_volume:.0f}³)"
-        for row in rows.itertuples()
-    ]
-    return (
-        f"Largest batch of {rows['volume'].iloc[0]:.0f}³ volumes that trains: {', '.join(texts)}."
-    )
+    patches = rows["patch"] if "patch" in rows else rows["volume"]
+    sides: list[tuple[float, float]] = list(zip(rows["volume"], patches, strict=True))
+    texts = []
+    for volume, patch in dict.fromkeys(sides):
+        alike = rows[[side == (volume, patch) for side in sides]]
+        what = f"{volume:.0f}³ volumes"
+        if patch < volume:
+            what = f"{patch:.0f}³ patches of {what}"
+        methods = (
+            f"{row.method} {row.batch_size:.0f} (or one of {row.largest_volume:.0f}³)"
+            for row in alike.itertuples()
+        )
+        texts.append(f"of {what}: {', '.join(methods)}")
+    return f"Largest batch that trains, {'; '.join(texts)}."
 
 
 def budgets_grid(group: Group) -> Grid:

@@ -6,7 +6,7 @@ runs that differ stay apart, and the report says in what.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -28,9 +28,10 @@ SIDE_TABLES = {
                 "largest_volume": float},
 }  # fmt: skip
 """What other commands leave (`quality`, `scale`, `fit`), and the columns a report needs of it."""
-SIDE_OPTIONAL = {
+SIDE_OPTIONAL: Mapping[str, Mapping[str, type]] = {
     "quality.csv": {"unit": str, "note": str, "protocol": str, "timestep": float, "sd": float,
                     "count": float, "seed": float, "data": str},
+    "fit.csv": {"patch": float},
     "learning.csv": {"seed": float, "energy_j": float, "energy_source": str, "val_mse_ema": float},
 }  # fmt: skip
 """And those that it uses where they are."""

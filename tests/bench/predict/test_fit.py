@@ -35,6 +35,8 @@ def test_the_answer_fits_and_one_more_does_not(method):
     assert needs(method, batch_size=fit.batch_size + 1) > limit
     step = {"idm": 2, "patchddm": 4}[method]  # patches are half of a volume
     assert fit.largest_volume % step == 0
+    part = {"idm": 1, "patchddm": 2}[method]
+    assert (fit.patch * part, fit.largest_patch * part) == (fit.volume, fit.largest_volume)
     side = {"volume": fit.largest_volume, "batch_size": 1}
     assert needs(method, **side) == fit.volume_needs <= limit
     assert needs(method, **side | {"volume": fit.largest_volume + step}) > limit

@@ -151,12 +151,15 @@ def test_environment_and_warnings_are_in_the_page(tmp_path: Path):
 def test_what_fits_comes_from_fit_where_it_was_asked(tmp_path: Path):
     run = full_run(tmp_path / "run", 1, "equal")
     (run.folder / "fit.csv").write_text(
-        "memory_bytes,method,volume,batch_size,batch_needs,largest_volume,volume_needs\n"
-        f"{24 * 2**30},idm,64,18,1,160,1\n{24 * 2**30},unet,64,5,1,96,1\n"
-        f"{8 * 2**30},idm,64,3,1,64,1\n"
+        "memory_bytes,method,volume,patch,batch_size,batch_needs,largest_volume,volume_needs\n"
+        f"{24 * 2**30},idm,64,64,18,1,160,1\n{24 * 2**30},unet,64,64,5,1,96,1\n"
+        f"{24 * 2**30},patchddm,256,128,3,1,256,1\n{8 * 2**30},idm,64,64,3,1,64,1\n"
     )
     text = make(tmp_path / "out", run.folder)
-    assert "Largest batch of 64³ volumes that trains: idm 18 (or one of 160³), unet 5" in text
+    assert (
+        "Largest batch that trains, of 64³ volumes: idm 18 (or one of 160³), unet 5 (or one of "
+        "96³); of 128³ patches of 256³ volumes: patchddm 3 (or one of 256³)."
+    ) in text
 
 
 @pytest.mark.parametrize(
