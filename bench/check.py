@@ -18,7 +18,7 @@ from bench.commands import CheckCommand
 from bench.errors import UserError
 from bench.methods import METHODS, find_methods
 from bench.parallel import in_processes
-from bench.predict import Prediction, describe, predict_method
+from bench.predict import Prediction, predict_method
 from bench.presets import PRESETS, Workload
 from bench.probes.memory import Part
 from bench.results import Run
@@ -158,7 +158,7 @@ def summarise(prediction: Prediction) -> Summary:
         holdings[part, layer if detailed else ""] += nbytes
     lines = [f"{part} {layer} {nbytes}" for (part, layer), nbytes in sorted(holdings.items())]
     parts = {f"{part}_bytes": nbytes for part, nbytes in prediction.parts.items()}
-    return Summary(parts, describe(prediction.peak), "\n".join(lines))
+    return Summary(parts, str(prediction.peak), "\n".join(lines))
 
 
 def make_peak(key: Key, work: Workload, summary: Summary) -> Peak:

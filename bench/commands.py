@@ -74,7 +74,7 @@ class RunCommand:
 class PredictCommand:
     """Peak memory and FLOPs of a training step, exactly, without a GPU and without computing it.
 
-    Leaves runs.csv, with the columns of a run's, and with --timeline a picture.
+    Leaves runs.csv, and with --timeline timeline.csv and a picture, with the columns of a run's.
     """
 
     models: tuple[str, ...] = ("unet", "checkpoint", "patchddm", "idm", "idm-stored")

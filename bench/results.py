@@ -4,6 +4,7 @@
         runs.csv          a Record a trial
         samples.csv       a Sample each time the sampled probes were read
         steps.csv         a Step each training step of a window
+        timeline.csv      an Instant for each moment of the step whose memory was followed
         environment.json  the machine, the versions, the configuration, the command line
 
 Rows are appended as they come and flushed at once, so that a killed run keeps all it measured.
@@ -155,9 +156,47 @@ class Step:
     """Eq. (8)."""
 
 
+@dataclass(kw_only=True)
+class Instant:
+    """A moment of the one training step whose memory was followed, in `timeline.csv`.
+
+    What was alive from here to the next one; the highest is the peak (`bench.probes.timeline`).
+    """
+
+    method: str
+    repeat: int
+    position: float
+    """From 0 to 1, as if each operator took as long as on an ideal card."""
+    phase: str
+    """forward, backward or optimizer."""
+    parameter_bytes: int
+    gradient_bytes: int
+    optimizer_bytes: int
+    activation_bytes: int
+    other_bytes: int
+    layer: str | None = None
+    """Whose allocation or release it was."""
+    operator: str | None = None
+    """That had allocated it; empty for what was there before the step."""
+    source: str
+    """`tensor-storages` or `predicted`."""
+
+
+def describe_place(phase: str, layer: str | None, operator: str | None) -> str:
+    """A moment of a step in words: "backward pass, at body.level0 (convolution)"."""
+    if not operator:
+        return "stretch before the step begins"
+    where = f"at {layer} " if layer else ""
+    words = {"forward": "forward pass", "backward": "backward pass"}
+    name = operator.removeprefix("aten.").removesuffix(".default")
+    return f"{words.get(phase, 'optimizer step')}, {where}({name})"
+
+
 MOST_CSV_BYTES = 2**29  # a week of samples at 10 Hz
 MOST_JSON_BYTES = 2**24
-TABLES: Mapping[str, type] = {"runs.csv": Record, "samples.csv": Sample, "steps.csv": Step}
+TABLES: Mapping[str, type] = {
+    "runs.csv": Record, "samples.csv": Sample, "steps.csv": Step, "timeline.csv": Instant
+}  # fmt: skip
 
 
 class Run:
@@ -238,8 +277,8 @@ class Run:
     def mend(self) -> None:
         """Make a run that was killed whole: no half-written line, no piece of a trial.
 
-        What a trial without a record left in `steps.csv` and `samples.csv` goes, because that
-        trial will run again.
+        What a trial without a record left in the other tables goes, because that trial will run
+        again. A table that an older version did not have is begun.
         """
         finished: set[tuple[str, str]] = set()
 
@@ -248,7 +287,9 @@ class Run:
             return True
 
         self.keep("runs.csv", is_record)
-        for name in ("samples.csv", "steps.csv"):
+        if not (self.folder / "timeline.csv").exists():
+            write_rows(self.folder / "timeline.csv", Instant, [])
+        for name in ("samples.csv", "steps.csv", "timeline.csv"):
             self.keep(name, lambda row: (row["method"], row["repeat"]) in finished)
 
     def keep(self, name: str, wanted: Callable[[dict[str, str]], bool]) -> None:
@@ -285,6 +326,9 @@ class Run:
 
     def steps(self) -> "pd.DataFrame":
         return self._read("steps.csv", Step)
+
+    def timeline(self) -> "pd.DataFrame":
+        return self._read("timeline.csv", Instant)
 
     def _read(self, name: str, row_type: type) -> "pd.DataFrame":
         """A table of ours, which may have been killed while it wrote its last line."""

@@ -6,7 +6,7 @@ from typing import Any, Protocol, cast
 
 from bench.fairness import Referee
 from bench.probes import add_columns
-from bench.results import Record, Run, Sample, Status, Step, column_names
+from bench.results import Instant, Record, Run, Sample, Status, Step, column_names
 from bench.training import StepTime
 from bench.trial import Plan, planned_columns, window_columns
 from bench.worker import Interrupt, Worker
@@ -108,6 +108,8 @@ def run_trial(
                 sample = Sample(method=plan.method, repeat=plan.repeat, **event)
                 run.append(sample)
                 display.sample(sample)
+            case "instant":
+                run.append(Instant(method=plan.method, repeat=plan.repeat, **event))
             case "end":
                 ended.update(event)
 

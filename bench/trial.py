@@ -20,10 +20,12 @@ from bench.probes import Columns, Probe, SampledProbe, add_columns
 from bench.probes.energy import EnergyProbe, co2_kg, open_meter
 from bench.probes.flops import FlopProbe, forward_flops
 from bench.probes.host import HostProbe, device_name
-from bench.probes.memory import AllocatorProbe, MemoryProbe
+from bench.probes.memory import AllocatorProbe
 from bench.probes.nvml import Card, CardProbe, CardUnavailable
 from bench.probes.sampling import percentile_95, sampling
+from bench.probes.step import StepProbe
 from bench.probes.temperature import open_thermometer
+from bench.probes.timeline import instants
 from bench.process import limit_memory
 from bench.training import StepTime, Training, TrainingStep, Window
 from bench.worker import Events, serve
@@ -75,7 +77,7 @@ def run(plan: Plan, events: Events, should_stop: Any = lambda: False) -> None:
     if should_stop():
         return
     events.stage("measuring one step")
-    events.columns(measure_step(step, next(batches), plan.probes))
+    measure_step(step, next(batches), plan.probes, events)
     if should_stop():
         return
 
@@ -113,18 +115,20 @@ def iterate_order(count: int, batch_size: int, seed: int) -> Iterator[list[int]]
         yield chosen
 
 
-def measure_step(step: TrainingStep, batch: Tensor, probes: tuple[str, ...]) -> Columns:
-    """One whole step in steady state under the step probes."""
+def measure_step(
+    step: TrainingStep, batch: Tensor, probes: tuple[str, ...], events: Events
+) -> None:
+    """One whole step in steady state under the step probes; tells what they found."""
     # The step begins with this anyway; done before, because the allocator's log does not show the
     # release of what was there when it was opened.
     step.optimizer.zero_grad(set_to_none=True)
-    memory = MemoryProbe(step.network, step.optimizer, step.device, [batch])
+    memory = StepProbe(step.network, step.optimizer, step.device, [batch])
     watching: list[Probe] = []
     if "memory" in probes:
         watching.append(memory)
         if step.device.type == "cpu":
             watching.append(AllocatorProbe(memory.live_bytes))
-    if "flops" in probes:
+    elif "flops" in probes:
         watching.append(FlopProbe())
     for probe in watching:
         probe.start()
@@ -135,7 +139,13 @@ def measure_step(step: TrainingStep, batch: Tensor, probes: tuple[str, ...]) -> 
     if "flops" in probes:  # fvcore's tracer bears no other watcher beside it
         x_t, t, _, keywords = step.noised(batch)
         columns["flops_forward"] = forward_flops(step.network, x_t, t, **keywords)
-    return columns
+    else:
+        columns.pop("flops_step", None)
+    events.columns(columns)
+    if "memory" in probes:
+        source = columns["peak_memory_source"]
+        for instant in instants(memory.trace, memory.changes, memory.phases()):
+            events.send("instant", **instant, source=source)
 
 
 def measure_window(

@@ -6,7 +6,6 @@
 prediction.py   a training step on fake tensors: peak, its five parts, FLOPs
 fake.py         fake tensors, faithful to the byte
 allocator.py    PyTorch's caching allocator, played on paper
-timeline.py     memory over the step, for a picture
 command.py      the command `predict`
 fit.py          the command `fit`: largest batch and cube in so much memory
 search.py       the bisection that it uses
@@ -14,6 +13,6 @@ gpus.py         cards by name
 scale.py        the command `scale`: peak against depth, volume and batch
 """
 
-from bench.predict.prediction import Prediction, describe, predict, predict_method
+from bench.predict.prediction import Prediction, predict, predict_method
 
-__all__ = ["Prediction", "describe", "predict", "predict_method"]
+__all__ = ["Prediction", "predict", "predict_method"]

@@ -3,7 +3,7 @@
 import gc
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -13,11 +13,12 @@ from bench.commands import PredictCommand
 from bench.environment import describe_prediction
 from bench.errors import UserError
 from bench.methods import Method, find_methods
-from bench.predict.prediction import Prediction, describe, predict_method
+from bench.predict.prediction import Prediction, predict_method
 from bench.presets import Workload
 from bench.probes import Columns
+from bench.probes.timeline import instants
 from bench.process import without_collector
-from bench.results import Record, write_rows
+from bench.results import Instant, Record, read_table, write_rows
 from bench.sizes import GIB
 
 Row = tuple[Method, Workload, Prediction]
@@ -53,17 +54,17 @@ def run_predict(command: PredictCommand, console: Console) -> int:
     write_rows(path, Record, [record(row, command.preset, command.device) for row in rows])
     written = [path]
     if command.timeline:
-        from bench.predict.timeline import Timeline
-        from bench.report.timeline import write_timeline
+        from bench.report.timeline import draw_timelines
 
-        timelines = [Timeline.of(method.name, prediction) for method, _, prediction in rows]
-        title = f"One training step at the preset {command.preset}"
-        written += write_timeline(timelines, command.out, title)
+        written.append(command.out / "timeline.csv")
+        write_rows(written[-1], Instant, timeline(rows))
+        picture = draw_timelines(read_table(written[-1], Instant), command.preset)
+        written += picture.save(command.out)
 
     cuda = command.device == "cuda"
     console.print(_table(rows, cuda))
     for method, _, prediction in rows:
-        _say(console, f"{method.name}: peak in the {describe(prediction.peak)}.")
+        _say(console, f"{method.name}: peak in the {prediction.peak}.")
     _say(console, NOT_IN_THE_NUMBER if cuda else NOT_ON_CPU)
     for path in written:
         _say(console, f"  {path}")
@@ -87,6 +88,13 @@ def record(row: Row, preset: str, device: str) -> Record:
         **prediction.columns(),
         **(on_cuda if device == "cuda" else {}),
     )
+
+
+def timeline(rows: Sequence[Row]) -> Iterator[Instant]:
+    """Predictions as rows of `timeline.csv`."""
+    for method, _, prediction in rows:
+        for instant in instants(prediction.operators, prediction.changes, prediction.phases):
+            yield Instant(method=method.name, repeat=1, source="predicted", **instant)
 
 
 def shape(work: Workload) -> str:

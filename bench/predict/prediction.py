@@ -109,7 +109,7 @@ class Prediction:
     def __str__(self) -> str:
         parts = ", ".join(f"{part} {nbytes / GIB:.3f}" for part, nbytes in self.parts.items())
         return (
-            f"peak {self.peak_memory_bytes / GIB:.3f} GiB ({parts}), in the {describe(self.peak)}; "
+            f"peak {self.peak_memory_bytes / GIB:.3f} GiB ({parts}), in the {self.peak}; "
             f"{self.flops_step / 1e9:,.1f} GFLOP a step"
         )
 
@@ -217,16 +217,6 @@ def simulate_cuda_allocator(changes: list[Change], capacity: int | None = None) 
         allocator.release(block)
     run_step()
     return allocator.pool()
-
-
-def describe(moment: Moment) -> str:
-    """Where the peak is, in words: "backward pass, at body.level0 (aten.convolution)"."""
-    if not moment.operator:
-        return "stretch before the step begins"
-    where = f"at {moment.layer} " if moment.layer else ""
-    words = {Phase.FORWARD: "forward pass", Phase.BACKWARD: "backward pass"}
-    name = moment.operator.removeprefix("aten.").removesuffix(".default")
-    return f"{words.get(moment.phase, 'optimizer step')}, {where}({name})"
 
 
 class _OwnStep:

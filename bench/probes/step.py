@@ -16,6 +16,7 @@ from bench.probes import Columns
 from bench.probes.flops import flops_of
 from bench.probes.layers import RunningLayer
 from bench.probes.memory import MemoryProbe, Part, operator_name
+from bench.results import describe_place
 
 
 class Phase(StrEnum):
@@ -51,6 +52,9 @@ class Moment:
     """The operator that allocated; empty if that was before the step."""
     holdings: dict[tuple[Part, str], int]
     """Bytes alive by part and layer: the one that made it or, for parameters, owns it."""
+
+    def __str__(self) -> str:
+        return describe_place(self.phase, self.layer, self.operator)
 
 
 class StepProbe(MemoryProbe):

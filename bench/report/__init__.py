@@ -9,7 +9,8 @@ Evidence (`reading.py`)  what may be compared with what
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench.report import claims, figures, html, quality, table1, tables
+from bench.report import claims, figures, html, quality, table1, tables, timeline
+from bench.report.figures import Picture
 from bench.report.reading import QUALITY_TABLES, Evidence, Group, read_evidence
 from bench.results import Run
 
@@ -30,6 +31,7 @@ def write_reports(folders: Sequence[Path], out: Path) -> list[Path]:
 def write_evidence(evidence: Evidence, out: Path) -> list[Path]:
     out.mkdir(parents=True, exist_ok=True)
     scores, learning = (evidence.side_tables.get(f"{n}.csv") for n in ("quality", "learning"))
+    timelines = _timelines(evidence)
     curves = None if learning is None else quality.learning_curves(learning)
     pictures = {index: figures.draw_all(group) for index, group in enumerate(evidence.groups)}
     suffixes = _suffixes(evidence.groups)
@@ -46,8 +48,23 @@ def write_evidence(evidence: Evidence, out: Path) -> list[Path]:
     for index, drawn in pictures.items():
         for picture in drawn:
             written += picture.save(out, suffixes[index])
-    written.append(html.write_html(evidence, judged, pictures, curves, out))
+    for run, drawn_of_run in timelines.items():
+        written += drawn_of_run.save(out, "" if len(timelines) == 1 else f"-{run}")
+    written.append(
+        html.write_html(evidence, judged, pictures, curves, list(timelines.values()), out)
+    )
     return written
+
+
+def _timelines(evidence: Evidence) -> dict[str, Picture]:
+    """By run, of those that followed the memory of a step."""
+    rows = evidence.side_tables.get("timeline.csv")
+    if rows is None:
+        return {}
+    return {
+        str(run): timeline.draw_timelines(of_run, str(run))
+        for run, of_run in rows.groupby("run", sort=False)
+    }
 
 
 def _suffixes(groups: Sequence[Group]) -> list[str]:

@@ -364,9 +364,9 @@ def nothing_to_show(figure: Figure, axes: Axes, name: str, title: str, text: str
     return Picture(name, title, f"Nothing to show: {text}.", text, figure, empty=True)
 
 
-def short_name(name: str) -> str:
+def short_name(name: str, most: int = 24) -> str:
     """A foreign name may be longer than the figure."""
-    return name if len(name) <= 24 else f"{name[:23]}…"
+    return name if len(name) <= most else f"{name[: most - 1]}…"
 
 
 def in_words(unit: str, values: Any) -> str:

@@ -63,9 +63,12 @@ def write_html(
     judged: Sequence[Judged],
     pictures: dict[int, list[Picture]],
     curves: Picture | None,
+    timelines: Sequence[Picture],
     out: Path,
 ) -> Path:
-    """`pictures`: by the index of the group in the evidence; `curves`: the learning curves."""
+    """`pictures`: by the index of the group in the evidence; `curves`: the learning curves;
+    `timelines`: a picture a run.
+    """
     scores = evidence.side_tables.get("quality.csv")
     sections = [
         _section(index, group, pictures[index]) for index, group in enumerate(evidence.groups)
@@ -88,7 +91,7 @@ def write_html(
         table1=table1.grids(scores),
         figure2=_left_behind(evidence, "figure2", f"Figure 2. Real and generated volumes{drawn}"),
         curves=None if curves is None or curves.empty else _drawing("quality", curves),
-        timelines=_left_behind(evidence, "timeline", "Memory over one step"),
+        timelines=[_drawing(f"t{index}", each) for index, each in enumerate(timelines)],
         environments={run: _facts(env) for run, env in evidence.environments.items()},
         problems=_cut(evidence.problems),
         remarks=_cut(list(remarks(evidence))),
@@ -173,7 +176,7 @@ def _drawing(prefix: str, picture: Picture) -> Drawing:
 
 
 def _left_behind(evidence: Evidence, name: str, title: str) -> list[Photograph]:
-    """Pictures that other commands left in the run folders: `timeline`, `figure2`.
+    """Pictures that other commands left in the run folders: `figure2`.
 
     As images: whatever the file holds, a browser runs nothing of it.
     """

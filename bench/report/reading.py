@@ -24,14 +24,18 @@ SIDE_TABLES = {
     "scale.csv": {"method": str, "axis": str, "value": float, "peak_memory_bytes": float,
                   "parameter_bytes": float, "gradient_bytes": float, "optimizer_bytes": float,
                   "stored_bytes": float},
+    "timeline.csv": {"method": str, "repeat": float, "position": float, "phase": str,
+                     "parameter_bytes": float, "gradient_bytes": float, "optimizer_bytes": float,
+                     "activation_bytes": float, "other_bytes": float, "source": str},
     "fit.csv": {"memory_bytes": float, "method": str, "volume": float, "batch_size": float,
                 "largest_volume": float},
 }  # fmt: skip
-"""What other commands leave (`quality`, `scale`, `fit`), and the columns a report needs of it."""
+"""What runs and other commands leave beside `runs.csv`, and the columns a report needs of it."""
 SIDE_OPTIONAL: Mapping[str, Mapping[str, type]] = {
     "quality.csv": {"unit": str, "note": str, "protocol": str, "timestep": float, "sd": float,
                     "count": float, "seed": float, "data": str},
     "fit.csv": {"patch": float},
+    "timeline.csv": {"layer": str, "operator": str},
     "learning.csv": {"seed": float, "energy_j": float, "energy_source": str, "val_mse_ema": float},
 }  # fmt: skip
 """And those that it uses where they are."""

@@ -1,90 +1,117 @@
 """Memory over a training step, method by method on the same axes: why inversion saves memory."""
 
-from collections.abc import Sequence
-from pathlib import Path
+import itertools
+from typing import Any
 
 import matplotlib
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from bench.predict import describe
-from bench.predict.timeline import Timeline
-from bench.probes.memory import Part
-from bench.probes.step import Phase
-from bench.report.figures import _STYLE, GIB, PART_COLOURS, PARTS
+from bench.report.figures import (
+    INK,
+    MOST_METHODS,
+    PART_COLOURS,
+    PARTS,
+    Picture,
+    in_words,
+    nothing_to_show,
+    short_name,
+    styled,
+)
+from bench.report.grid import significant
+from bench.results import describe_place
+from bench.sizes import GIB
 
-# What stays throughout lies at the bottom, what comes and goes on top.
-STACK = (Part.PARAMETER, Part.OPTIMIZER, Part.GRADIENT, Part.ACTIVATION, Part.OTHER)
-_INK = "#333333"
+_PHASES = ("forward", "backward", "optimizer")
+_COLUMNS = [f"{part}_bytes" for part in PARTS]
 
 
-def write_timeline(timelines: Sequence[Timeline], out: Path, title: str = "") -> list[Path]:
-    """`timeline.png` and `.pdf`: a panel a method, memory to one scale."""
-    with matplotlib.rc_context({**_STYLE, "axes.grid": False}):
-        rows = len(timelines)
-        figure = Figure(figsize=(7.2, 0.95 + 1.55 * rows))
-        panels = figure.subplots(rows, 1, sharex=True, sharey=True, squeeze=False)[:, 0]
-        highest = max(timeline.total.max() for timeline in timelines) / GIB
-        for panel, timeline in zip(panels, timelines, strict=True):
-            panel.set_ylim(0, highest * 1.22)
-            _draw(panel, timeline, highest)
+def draw_timelines(rows: pd.DataFrame, name: str) -> Picture:
+    """A panel a method, memory to one scale.
+
+    Args:
+        rows: of `timeline.csv` (`bench.results.Instant`); of a method that has several repeats the
+            first is drawn, because they are the same.
+        name: of the run or the preset, for the caption.
+    """
+    title = "Memory over one training step"
+    rows = rows.replace([np.inf, -np.inf], np.nan).dropna(subset=["position", *_COLUMNS])
+    rows = rows[rows["position"].between(0, 1)].sort_values("position", kind="stable")
+    rows = rows[rows["repeat"] == rows.groupby("method")["repeat"].transform("min")]
+    rows = rows.assign(total=rows[_COLUMNS].sum(axis=1).astype(float) / GIB)
+    methods = list(dict.fromkeys(rows.sort_index()["method"]))[:MOST_METHODS]
+    with styled(), matplotlib.rc_context({"axes.grid": False}):
+        figure = Figure(figsize=(7.2, 0.95 + 1.55 * max(1, len(methods))))
+        panels: Any = figure.subplots(
+            max(1, len(methods)), 1, sharex=True, sharey=True, squeeze=False
+        )[:, 0]
+        if not methods:
+            return nothing_to_show(figure, panels[0], "timeline", title, "no step was followed")
+        peaks = {}
+        for axes, method in zip(panels, methods, strict=True):
+            of_method = rows[rows["method"] == method]
+            peaks[method] = of_method["total"].max()
+            _draw(axes, of_method)
         panels[0].set_xlim(0, 1)
+        panels[0].set_ylim(0, max(peaks.values()) * 1.22 or 1)
         panels[-1].set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "25", "50", "75", "100 %"])
         panels[-1].set_xlabel("share of the step, each operator as long as on an ideal RTX A5000")
-        figure.supylabel("live tensors (GiB)", fontsize=9)
+        figure.supylabel("live tensors (GiB)", fontsize=8)
         handles = [
-            matplotlib.patches.Patch(color=PART_COLOURS[part], label=PARTS[part]) for part in STACK
+            matplotlib.patches.Patch(color=PART_COLOURS[part], label=label)
+            for part, label in PARTS.items()
         ]
         figure.legend(
-            handles=handles, loc="outside upper left", ncols=5, fontsize=8, handlelength=1.0,
-            columnspacing=1.4, title=title or None, alignment="left", title_fontsize=9,
+            handles=handles, loc="outside upper left", ncols=5, handlelength=1.0, columnspacing=1.4
+        )
+        sources = ", ".join(dict.fromkeys(rows["source"].dropna().astype(str)))
+        picture = Picture(
+            "timeline", title, f"{name}: what was alive when, in the one step that was followed. "
+            f"Source: {sources}.", "Peaks: " + in_words("GiB", peaks.items()), figure,
         )  # fmt: skip
-        png, pdf = out / "timeline.png", out / "timeline.pdf"
-        # No dates in the files: the same step makes the same bytes.
-        figure.savefig(png, metadata={"Software": None})
-        figure.savefig(pdf, metadata={"CreationDate": None, "Producer": None, "Creator": None})
-    return [png, pdf]
+        picture.lay_out()
+    return picture
 
 
-def _draw(axes: Axes, timeline: Timeline, highest: float) -> None:
-    kept = timeline.thinned()
-    x = np.append(timeline.position[kept], 1.0)
+def _draw(axes: Axes, rows: pd.DataFrame) -> None:
+    """The stack: what stays throughout at the bottom, what comes and goes on top."""
+    x = np.append(rows["position"], 1.0)
     floor = np.zeros(len(x))
-    for part in STACK:
-        values = timeline.parts[part][kept] / GIB
+    for part in PARTS:
+        values = rows[f"{part}_bytes"].to_numpy(dtype=float) / GIB
         top = floor + np.append(values, values[-1])
         axes.fill_between(x, floor, top, step="post", color=PART_COLOURS[part], linewidth=0)
         floor = top
-    axes.step(x, floor, where="post", color=_INK, linewidth=0.5)
-    _mark_phases(axes, timeline)
-    _mark_peak(axes, timeline, highest)
+    axes.step(x, floor, where="post", color=INK, linewidth=0.5)
+    _mark_phases(axes, rows)
+    _mark_peak(axes, rows)
 
 
-def _mark_phases(axes: Axes, timeline: Timeline) -> None:
-    start = 0.0
-    for phase in Phase:
-        end = timeline.ends[phase]
-        if phase is not Phase.OPTIMIZER:
-            axes.axvline(end, color=_INK, linewidth=0.6, linestyle=(0, (4, 2)))
+def _mark_phases(axes: Axes, rows: pd.DataFrame) -> None:
+    starts = rows.groupby("phase")["position"].min()
+    found = [(phase, starts[phase]) for phase in _PHASES if phase in starts]
+    for (phase, start), (_, end) in itertools.pairwise([*found, ("", 1.0)]):
+        if start > 0:
+            axes.axvline(start, color=INK, linewidth=0.6, linestyle=(0, (4, 2)))
         if end - start > 0.07:
             axes.text(
                 (start + end) / 2, 0.985, phase, transform=axes.get_xaxis_transform(),
-                ha="center", va="top", fontsize=7, color="#777777",
+                ha="center", va="top", fontsize=7,
             )  # fmt: skip
-        start = end
 
 
-def _mark_peak(axes: Axes, timeline: Timeline, highest: float) -> None:
-    x, y = timeline.position[timeline.peak_at], timeline.total[timeline.peak_at] / GIB
-    axes.plot(x, y, "o", color=_INK, markersize=4.5, markeredgecolor="white", zorder=5)
-    axes.axhline(y, color=_INK, linewidth=0.6, linestyle=":", zorder=4)
-    axes.set_title(
-        f"{timeline.name}   {y:.2f} GiB",
-        loc="left",
-        fontsize=9,
-        fontweight="bold",
-        color=_INK,
-        pad=3,
-    )
-    axes.set_title(f"peak: {describe(timeline.peak)}", loc="right", fontsize=7, color=_INK, pad=3)
+def _mark_peak(axes: Axes, rows: pd.DataFrame) -> None:
+    peak = rows.iloc[int(rows["total"].argmax())]
+    axes.plot(
+        peak["position"], peak["total"], "o", color=INK, markersize=4.5, markeredgecolor="white",
+        zorder=5,
+    )  # fmt: skip
+    axes.axhline(peak["total"], color=INK, linewidth=0.6, linestyle=":", zorder=4)
+    layer, operator = (None if pd.isna(peak[key]) else str(peak[key]) for key in
+                       ("layer", "operator"))  # fmt: skip
+    where = describe_place(str(peak["phase"]), layer, operator)
+    name = f"{short_name(peak['method'])}   {significant(peak['total'])} GiB"
+    axes.set_title(name, loc="left", fontsize=9, fontweight="bold", pad=3)
+    axes.set_title(f"peak: {short_name(where, 90)}", loc="right", fontsize=7, pad=3)

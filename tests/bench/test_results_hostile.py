@@ -28,6 +28,7 @@ from bench.results import (
     write_rows,
 )
 from bench.trial import Plan
+from tests.bench.report.runs import instant
 
 QUICK = settings(
     max_examples=100,
@@ -167,7 +168,7 @@ def test_what_is_no_file(tmp_path, name):
         if other != name:
             write_rows(tmp_path / other, Record, [])
     read = run.environment if name == "environment.json" else getattr(
-        run, {"runs.csv": "records", "samples.csv": "samples", "steps.csv": "steps"}[name]
+        run, "records" if name == "runs.csv" else name.removesuffix(".csv")
     )  # fmt: skip
     os.mkfifo(path)
     assert read_or_refuse(read, path) is None
@@ -226,13 +227,14 @@ def test_a_table_cut_off_anywhere(tmp_path, cut):
     for i in range(1, 6):
         run.append(Step(method="idm", repeat=1, step=i, elapsed_s=i, step_time_s=1.25, loss=0.5))
         run.append(Sample(method="idm", repeat=1, elapsed_s=i, power_w=1 / 3))
-    for name in ("steps.csv", "samples.csv"):
+        run.append(instant("idm", position=i / 5))
+    for name in ("steps.csv", "samples.csv", "timeline.csv"):
         whole = (tmp_path / name).read_bytes()
         header = whole.index(b"\n") + 1
         kept = whole[: min(len(whole), header + cut)]
         (tmp_path / name).write_bytes(kept)
         expected = kept.count(b"\n") - 1
-        read = run.steps if name == "steps.csv" else run.samples
+        read = getattr(run, name.removesuffix(".csv"))
         assert len(read()) == expected
         run.mend()
         assert len(read()) == expected

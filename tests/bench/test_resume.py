@@ -22,7 +22,7 @@ from rich.console import Console
 from bench.cli import execute
 from bench.commands import RunCommand
 from bench.errors import UserError
-from bench.results import Record, Run, Sample, Step
+from bench.results import TABLES, Record, Run, Sample, Step
 from bench.training import Window
 from tests.bench.trials import new_run, tiny_plan
 
@@ -69,6 +69,7 @@ def survivor(tmp_path_factory: pytest.TempPathFactory):
     run = new_run(tmp, plans, subjects=2, cache_dir=str(tmp / "cache"))
     run.append(Step(method="idm", repeat=1, step=1, elapsed_s=1, step_time_s=1, loss=1))
     run.append(Record(method="idm", repeat=1, status="failed", error="it rained"))
+    (run.folder / "timeline.csv").unlink()  # a run that an older version began
     first_row = (run.folder / "runs.csv").read_bytes()
     for name in ("samples.csv", "steps.csv"):  # of a trial that was cut short
         with (run.folder / name).open("a") as file:
@@ -95,7 +96,7 @@ def survivor(tmp_path_factory: pytest.TempPathFactory):
         _, alive = psutil.wait_procs(children, timeout=10)
         left.append([child.pid for child in alive])
         assert len(run.records()) >= before  # readable as it stands
-        run.steps(), run.samples()
+        run.steps(), run.samples(), run.timeline()
 
     for path in (tmp / "cache").iterdir():  # what a person may clear at any time
         path.unlink()
@@ -162,11 +163,11 @@ def test_the_last_resumption_prepares_the_data_again_and_reports(survivor):
 
 def test_nothing_missing_runs_nothing(survivor):
     run = survivor[0]
-    before = [(run.folder / name).read_bytes() for name in ("runs.csv", "steps.csv", "samples.csv")]
+    before = [(run.folder / name).read_bytes() for name in TABLES]
     status, output = resume_here(run)
     assert status == 1
     assert ", 0 to run." in output
-    after = [(run.folder / name).read_bytes() for name in ("runs.csv", "steps.csv", "samples.csv")]
+    after = [(run.folder / name).read_bytes() for name in TABLES]
     assert after == before
 
 

@@ -53,9 +53,9 @@ def records(finished) -> pd.DataFrame:
 def test_it_ends_well_and_leaves_every_file(finished):
     process, run = finished
     assert process.returncode == 0, process.stdout + process.stderr
-    expected = {"runs.csv", "samples.csv", "steps.csv", "environment.json", "logs"}
+    expected = {"runs.csv", "samples.csv", "steps.csv", "timeline.csv", "environment.json", "logs"}
     expected |= {f"table2.{suffix}" for suffix in ("csv", "md", "tex")}
-    for figure in ("peak_memory", "energy_per_parameter", "temperature"):
+    for figure in ("peak_memory", "energy_per_parameter", "temperature", "timeline"):
         expected |= {f"{figure}.png", f"{figure}.pdf"}
     assert expected <= {path.name for path in run.folder.iterdir()}
     assert re.fullmatch(r"\d{8}T\d{6}Z-small", run.folder.name)
@@ -93,6 +93,21 @@ def test_the_parts_add_up_to_the_peak(records):
     moments = records["optimizer_bytes"] / records["parameters"]  # AdamW keeps two
     assert (moments.drop("idm-lean") >= 8).all()
     assert 2 <= moments["idm-lean"] < 2.5  # a byte each, and a scale for every block
+
+
+def test_the_timeline_has_the_peak_to_the_byte(finished, records):
+    """And every part of it, in the phase that it is in."""
+    rows = finished[1].timeline()
+    assert list(dict.fromkeys(rows["method"])) == METHODS
+    for method, of_method in rows.groupby("method"):
+        assert of_method["position"].is_monotonic_increasing
+        assert of_method["position"].between(0, 1).all()
+        at_peak = of_method.loc[of_method[PARTS].sum(axis=1).idxmax()]
+        assert (at_peak[PARTS] == records.loc[method, PARTS]).all()
+        assert at_peak["phase"] in ("forward", "backward")
+        assert at_peak["source"] == records.loc[method, "peak_memory_source"]
+        assert at_peak["operator"].startswith("aten.")
+        assert of_method["phase"].drop_duplicates().tolist()[:2] == ["forward", "backward"]
 
 
 def test_the_allocator_gave_out_no_less_than_the_tensors(records):

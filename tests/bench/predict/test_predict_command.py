@@ -2,7 +2,6 @@
 
 import sys
 
-import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -10,10 +9,9 @@ from PIL import Image
 
 from bench import cli
 from bench.predict import predict
-from bench.predict.timeline import Timeline
 from bench.probes.memory import Part
-from bench.probes.step import Phase
-from bench.results import Record, Run, column_names, read_table
+from bench.probes.timeline import instants
+from bench.results import Instant, Record, Run, column_names, read_table
 
 
 @pytest.fixture
@@ -45,6 +43,10 @@ def test_it_leaves_the_columns_of_a_run_and_a_picture(bench, tmp_path):
     made_with = Run(tmp_path).environment()
     assert made_with["versions"]["torch"] == torch.__version__
     assert made_with["command"][:3] == ["bench", "predict", "--models"]
+    timeline = read_table(tmp_path / "timeline.csv", Instant)
+    assert set(timeline["source"]) == {"predicted"}
+    alive = timeline[parts].sum(axis=1).groupby(timeline["method"]).max()
+    assert (alive == rows.set_index("method")["peak_memory_bytes"]).all()
     assert (tmp_path / "timeline.pdf").read_bytes().startswith(b"%PDF")
     with Image.open(tmp_path / "timeline.png") as picture:
         colours = {tuple(colour[:3]) for _, colour in picture.convert("RGB").getcolors(1 << 24)}
@@ -78,20 +80,32 @@ def test_a_mistake_is_one_line(bench, arguments, message):
     assert len(error.splitlines()) == 1
 
 
-def test_the_timeline_is_the_prediction():
+@pytest.mark.parametrize("pieces", [1, 20, 10**6])
+def test_the_timeline_is_the_prediction(pieces):
+    """Thinned it is shorter; the peak and where phases begin stay."""
     prediction = predict("idm", preset="small", volume=16)
-    timeline = Timeline.of("idm", prediction)
+    rows = pd.DataFrame(
+        instants(prediction.operators, prediction.changes, prediction.phases, pieces)
+    )
+    total = rows[[f"{part}_bytes" for part in Part]].sum(axis=1)
 
-    assert timeline.total.max() == prediction.peak_memory_bytes
-    assert timeline.total.argmax() == timeline.peak_at
+    assert total.max() == prediction.peak_memory_bytes
+    at_peak = rows.loc[total.idxmax()]
     for part, nbytes in prediction.parts.items():
-        assert timeline.parts[part][timeline.peak_at] == nbytes
-    assert (np.diff(timeline.position) >= -1e-12).all()
-    assert 0 < timeline.ends[Phase.FORWARD] < timeline.ends[Phase.BACKWARD]
-    assert timeline.ends[Phase.OPTIMIZER] == pytest.approx(1)
-    kept = timeline.thinned(20)
-    assert len(kept) < len(timeline.position) / 10
-    assert timeline.peak_at in kept
+        assert at_peak[f"{part}_bytes"] == nbytes
+    assert (at_peak["layer"], at_peak["operator"]) == (
+        prediction.peak.layer, prediction.peak.operator
+    )  # fmt: skip
+    assert at_peak["phase"] == prediction.peak.phase == "backward"
+    assert rows["position"].is_monotonic_increasing
+    assert rows["position"].iloc[0] == 0
+    assert 0.99 < rows["position"].iloc[-1] <= 1
+    phases = rows["phase"].drop_duplicates().tolist()
+    assert phases[:2] == ["forward", "backward"]
+    if pieces < 100:
+        assert len(rows) <= 2 * pieces + len(phases) + 1
+    # What is there before the step is there at once.
+    assert rows["parameter_bytes"].nunique() == rows["optimizer_bytes"].nunique() == 1
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ import pandas as pd
 
 from bench.methods import METHODS as METHODS_KNOWN
 from bench.presets import PRESETS
-from bench.results import Record, Run, Sample, write_rows
+from bench.results import Instant, Record, Run, Sample, write_rows
 
 GIB = 2**30
 METHODS = ("unet", "checkpoint", "patchddm", "idm", "idm-stored")
@@ -87,6 +87,16 @@ def window(method: str, repeat: int = 1, count: int = 25, seconds: float = 120.0
         )
         for t in times
     ]  # fmt: skip
+
+
+def instant(method: str, **changes: Any) -> Instant:
+    """A moment of a step with 1 GiB of weights and nothing else alive."""
+    values: dict[str, Any] = {
+        "repeat": 1, "position": 0.5, "phase": "forward", "parameter_bytes": GIB,
+        "gradient_bytes": 0, "optimizer_bytes": 0, "activation_bytes": 0, "other_bytes": 0,
+        "operator": "aten.convolution.default", "source": "tensor-storages",
+    }  # fmt: skip
+    return Instant(method=method, **{**values, **changes})
 
 
 def write_run(

@@ -1,6 +1,7 @@
 """report.html as text: whole, self-contained, and safe whatever the files hold."""
 
 import json
+import math
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -9,10 +10,13 @@ import pandas as pd
 import pytest
 
 from bench.report import write_reports
+from bench.results import Instant, write_rows
 from tests.bench.report.runs import (
     ENVIRONMENT,
+    GIB,
     METHODS,
     full_run,
+    instant,
     predicted,
     record,
     window,
@@ -113,7 +117,11 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> str:
             {EVIL: EVIL, "command": [EVIL, "</script>"], "versions": {EVIL: [EVIL, {EVIL: 1}]}}
         )
     )
-    (run.folder / "timeline.svg").write_text(f"<svg onload='alert(3)'>{EVIL}</svg>")
+    write_rows(
+        run.folder / "timeline.csv", Instant,
+        [instant(EVIL, phase=EVIL, layer=EVIL, operator=EVIL, source=EVIL)],
+    )  # fmt: skip
+    (run.folder / "figure2.svg").write_text(f"<svg onload='alert(3)'>{EVIL}</svg>")
     quality = [{"source": EVIL, "method": EVIL, "modality": EVIL, "column": "psnr", "value": 1.0}]
     pd.DataFrame(quality).to_csv(run.folder / "quality.csv", index=False)
     return make(folder / "out", run.folder)
@@ -129,13 +137,30 @@ def test_foreign_text_stays_text(hostile: str):
     assert [str(a["src"]).split(",")[0] for a in images] == ["data:image/svg+xml;base64"]
 
 
-def test_timelines_are_shown_where_they_are(tmp_path: Path):
+def test_the_timeline_of_each_method_is_shown(tmp_path: Path):
+    run = write_run(tmp_path / "run", [predicted("idm"), predicted("unet")])
+    assert "Memory over one training step" not in make(tmp_path / "out", run.folder)
+    rows = [
+        instant(method, position=at, activation_bytes=gib * GIB, layer="body", phase=phase)
+        for method, highest in (("idm", 4), ("unet", 9))
+        for at, gib, phase in ((0, 1, "forward"), (0.4, highest, "backward"), (0.9, 2, "optimizer"))
+    ]
+    write_rows(run.folder / "timeline.csv", Instant, rows)
+    text = make(tmp_path / "out", run.folder)
+    assert "Memory over one training step" in text
+    assert "Peaks: idm 5.00 GiB, unet 10.0 GiB" in text  # each has 1 GiB of weights
+    assert "peak: backward pass, at body (convolution)" in text
+    assert (tmp_path / "out" / "timeline.pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_a_damaged_timeline_is_left_out_and_named(tmp_path: Path):
     run = write_run(tmp_path / "run", [predicted("idm")])
-    png = b"\x89PNG\r\n\x1a\n" + b"0" * 100
-    (run.folder / "timeline.png").write_bytes(png)
-    assert "data:image/png;base64,iVBORw0KGgo" in make(tmp_path / "out", run.folder)
-    (run.folder / "timeline.png").write_bytes(b"not an image")
-    assert "data:image/png" not in make(tmp_path / "out", run.folder)
+    rows = [instant("idm", position=at, other_bytes=alive)
+            for at, alive in ((0, 0), (7, 1), (math.nan, 1), (0.5, math.inf))]  # fmt: skip
+    write_rows(run.folder / "timeline.csv", Instant, rows)
+    assert "Peaks: idm 1.00 GiB" in make(tmp_path / "out", run.folder)
+    (run.folder / "timeline.csv").write_text("method,position\nidm,much\n")
+    assert "run: timeline.csv cannot be read; it is left out" in make(tmp_path / "out", run.folder)
 
 
 def test_environment_and_warnings_are_in_the_page(tmp_path: Path):
