@@ -243,7 +243,7 @@ def frontier(group: Group) -> Picture:
     return Picture(
         name, title,
         f"{group.name}. On the line: methods that no other beats in both. Hollow: another needs "
-        "less memory and less computation.",
+        "less of one and no more of the other.",
         "On the frontier: " + in_words("GiB", zip(best["method"], best["gib"], strict=True)),
         figure,
     )  # fmt: skip
