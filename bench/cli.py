@@ -35,14 +35,16 @@ COMMANDS: Mapping[str, tuple[type, str]] = {
 
 def run_bench() -> int:
     """`run_bench.py`: the command `run`, and nothing else."""
-    return _main(tyro.cli(commands.RunCommand, prog="run_bench.py", args=sys.argv[1:]))
+    return _main(lambda: tyro.cli(commands.RunCommand, prog="run_bench.py", args=sys.argv[1:]))
 
 
 def main() -> int:
     """`python -m bench COMMAND`."""
     kinds: dict[str, Callable[..., Any]] = {name: kind for name, (kind, _) in COMMANDS.items()}
     return _main(
-        tyro.extras.subcommand_cli_from_dict(kinds, prog="python -m bench", args=sys.argv[1:])
+        lambda: tyro.extras.subcommand_cli_from_dict(
+            kinds, prog="python -m bench", args=sys.argv[1:]
+        )
     )
 
 
@@ -63,15 +65,18 @@ def _load(where: str) -> Callable[..., int]:
         return getattr(importlib.import_module(module), function)
 
 
-def _main(command: Any) -> int:
-    """Exit status of a command; a person's mistake is one line and status 2."""
+def _main(read: Callable[[], Any]) -> int:
+    """Exit status of the command that `read` gives; a person's mistake is one line, status 2."""
     try:
-        return execute(command, Console(soft_wrap=not sys.stdout.isatty()))
+        return execute(read(), Console(soft_wrap=not sys.stdout.isatty()))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # who read our output has left, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     finally:
         gc.freeze()  # or the interpreter would look through all that is left, and then leave anyway

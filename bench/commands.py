@@ -259,4 +259,4 @@ class SampleCommand:
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     out: Path | None = None
-    """Folder for what is drawn (default: RUN/<sampler>-<steps>-<seed>)."""
+    """Folder for what is drawn (default: RUN/drawn-<sampler>-<steps>-seed<seed>)."""

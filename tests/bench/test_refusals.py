@@ -1,5 +1,6 @@
 """What the command refuses: one line, exit status 2, before any trial."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -107,3 +108,16 @@ def test_the_real_process_prints_a_line_and_exits_with_2(tmp_path):
     assert process.returncode == 2
     assert process.stdout == ""
     assert process.stderr.count("\n") == 1
+
+
+def test_a_reader_that_leaves_gets_no_traceback():
+    """`python -m bench --help | true`: the pipe is closed before all of it is written."""
+    read, write = os.pipe()
+    os.close(read)
+    process = subprocess.run(
+        [sys.executable, "-m", "bench", "--help"], cwd=Path(__file__).parents[2], stdout=write,
+        stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )  # fmt: skip
+    os.close(write)
+    assert process.stderr == ""
+    assert process.returncode == 1
