@@ -48,11 +48,12 @@ reference: $(VENV)/installed
 	$(RUN) -m bench report $(MADE)/reference/*/ --out $(MADE)/reference
 	rm -rf results/reference && mv $(MADE)/reference results/
 
-# What training is worth (docs/quality.md): about two hours and a half on two idle cores. Trainings
-# whose speed is not the question run side by side, a core each.
+# What training is worth (docs/quality.md): about two hours and a quarter on two idle cores.
+# Trainings whose speed is not the question run side by side, a core each.
 QUALITY = $(RUN) -m bench quality --cache-dir .cache/volumes
 ON_CORE = OMP_NUM_THREADS=1 taskset -c
 SEEDS = --seeds 0 1 2 --minutes 5 --validations 5 --samples 0 --out $(MADE)/quality/seeds
+STEPS = --seeds 0 1 2 --steps 500 --validations 10 --samples 0 --out $(MADE)/quality/steps
 BUDGET = --budget 1GiB --minutes 5 --validations 5 --samples 0 --out $(MADE)/quality/budget
 reference-quality: $(VENV)/installed
 	rm -rf $(MADE)/quality
@@ -60,9 +61,11 @@ reference-quality: $(VENV)/installed
 	    --validations 15 --sampler ddpm-mean --sampler-steps 100 --out $(MADE)/quality/long
 	$(ON_CORE) 0 $(QUALITY) --models idm $(SEEDS) & \
 	    $(ON_CORE) 1 $(QUALITY) --models idm-stored $(SEEDS); wait
+	$(ON_CORE) 0 $(QUALITY) --models idm-stored idm $(STEPS) & \
+	    $(ON_CORE) 1 $(QUALITY) --models idm-lean $(STEPS); wait
 	$(ON_CORE) 0 $(QUALITY) --models idm idm-lean unet $(BUDGET) & \
 	    $(ON_CORE) 1 $(QUALITY) --models idm-stored patchddm checkpoint $(BUDGET); wait
-	for part in long seeds budget; do \
+	for part in long seeds steps budget; do \
 	    $(RUN) -m bench report $(MADE)/quality/$$part/*/ --out $(MADE)/quality/$$part; done
 	rm -rf results/quality && mv $(MADE)/quality results/
 
