@@ -126,8 +126,8 @@ def budgets_grid(group: Group) -> Grid:
     return Grid(
         "Budgets", f"Which method {_word(group)}, of those that fit ({group.name}).",
         ("Memory", "Take", "It needs", "These fit too"), tuple(rows),
-        (f"{_FREE_BYTES / GIB:g} GiB is kept free, as `fit` does: a CUDA context and cuDNN's "
-         "workspaces come on top of what is shown.",), numeric=False,
+        (f"{_FREE_BYTES / GIB:g} GiB is kept free, as the command fit does: a CUDA context and "
+         "cuDNN's workspaces come on top of what is shown.",), numeric=False,
     )  # fmt: skip
 
 
