@@ -59,8 +59,9 @@ reference-quality: $(VENV)/installed
 	rm -rf $(MADE)/quality
 	$(QUALITY) --models idm patchddm unet idm-lean --modality t1 t2 --minutes 15 \
 	    --validations 15 --sampler ddpm-mean --sampler-steps 100 --out $(MADE)/quality/long
-	$(RUN) -m bench sample $(MADE)/quality/long/*/ --models idm --samples 2 --batch-size 2 \
-	    --out $(MADE)/quality/noise
+	for sampler in ddpm-clipped ddpm; do $(RUN) -m bench sample $(MADE)/quality/long/*/ \
+	    --models idm --samples 2 --batch-size 2 --sampler $$sampler \
+	    --out $(MADE)/quality/noise/$$sampler; done
 	$(ON_CORE) 0 $(QUALITY) --models idm $(SEEDS) & \
 	    $(ON_CORE) 1 $(QUALITY) --models idm-stored $(SEEDS); wait
 	$(ON_CORE) 0 $(QUALITY) --models idm-stored idm $(STEPS) & \
