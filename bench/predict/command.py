@@ -99,8 +99,12 @@ def timeline(rows: Sequence[Row]) -> Iterator[Instant]:
 
 def shape(work: Workload) -> str:
     """What one step sees: "64³ × 4", "128³ of 256³ × 1"."""
-    side = f"{work.patch}³" if work.patch == work.volume else f"{work.patch}³ of {work.volume}³"
-    return f"{side} × {work.batch_size}"
+    return f"{show_cube(work.volume, work.patch)} × {work.batch_size}"
+
+
+def show_cube(volume: int, patch: int) -> str:
+    """What a step sees of a volume, by their sides: "64³", "128³ of 256³"."""
+    return f"{patch}³" if patch == volume else f"{patch}³ of {volume}³"
 
 
 def open_folder(path: Path) -> None:

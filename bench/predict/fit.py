@@ -11,7 +11,7 @@ from bench.commands import FitCommand
 from bench.errors import UserError
 from bench.methods import METHODS, find_methods
 from bench.parallel import in_processes
-from bench.predict.command import NOT_MODELLED, open_folder
+from bench.predict.command import NOT_MODELLED, open_folder, show_cube
 from bench.predict.gpus import find_gpu
 from bench.predict.prediction import Prediction, predict_method
 from bench.predict.search import largest_that_fits
@@ -201,10 +201,6 @@ def _table(fits: list[Fit], memory: int, margin: int) -> Table:
             show_size(fit.volume_needs) + _star(fit.largest_volume, fit.volume_fits_by_default),
         )
     return table
-
-
-def show_cube(volume: int, patch: int) -> str:
-    return f"{volume}³" if patch == volume else f"{patch}³ of {volume}³"
 
 
 def _star(fits: int, by_default: bool) -> str:
