@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from baselines import unet
+from . import unet
 
 PUBLISHED: dict[str, Any] = unet.PUBLISHED
 

@@ -27,7 +27,7 @@ def build(*, in_channels: int, channels: tuple[int, ...], **_: Any) -> nn.Module
         channels: the width of each level, finest first. Each side of a volume must be a multiple
             of 2 to the number of levels but one.
     """
-    # MONAI takes seconds to import, and who only lists the methods, or trains another, needs none.
+    # MONAI takes seconds to import; listing the methods, or training another, does not need it.
     from monai.networks.nets import DiffusionModelUNet
 
     network = DiffusionModelUNet(

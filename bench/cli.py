@@ -14,37 +14,35 @@ from typing import Any
 import tyro
 from rich.console import Console
 
-from bench import commands
-from bench.errors import UserError
-from bench.process import loading
-from bench.worker import Worker
+from . import commands
+from .errors import UserError, typed
+from .harness.process import loading
+from .harness.worker import Worker
 
 COMMANDS: Mapping[str, tuple[type, str]] = {
-    "run": (commands.RunCommand, "bench.benchmark:run_benchmark"),
-    "predict": (commands.PredictCommand, "bench.predict.command:run_predict"),
-    "fit": (commands.FitCommand, "bench.predict.fit:run_fit"),
-    "scale": (commands.ScaleCommand, "bench.predict.scale:run_scale"),
-    "check": (commands.CheckCommand, "bench.check:run_check"),
-    "report": (commands.ReportCommand, "bench.report.command:run_report"),
-    "compare": (commands.CompareCommand, "bench.report.compare:run_compare"),
-    "quality": (commands.QualityCommand, "bench.quality.command:run_quality"),
-    "sample": (commands.SampleCommand, "bench.quality.sample_command:run_sample"),
+    "run": (commands.RunCommand, "run.command:run_benchmark"),
+    "predict": (commands.PredictCommand, "predict.peaks:run_predict"),
+    "fit": (commands.FitCommand, "predict.fit:run_fit"),
+    "scale": (commands.ScaleCommand, "predict.scale:run_scale"),
+    "check": (commands.CheckCommand, "predict.check:run_check"),
+    "report": (commands.ReportCommand, "report.write:run_report"),
+    "compare": (commands.CompareCommand, "report.compare:run_compare"),
+    "quality": (commands.QualityCommand, "quality.trainings:run_quality"),
+    "sample": (commands.SampleCommand, "quality.draw:run_sample"),
 }
 """Name -> what can be typed, and who does it: `function(command, console) -> exit status`."""
 
 
 def run_bench() -> int:
-    """`run_bench.py`: the command `run`, and nothing else."""
-    return _main(lambda: tyro.cli(commands.RunCommand, prog="run_bench.py", args=sys.argv[1:]))
+    """`run_bench.py` or `run-bench`: the command `run`, and nothing else."""
+    return _main(lambda: tyro.cli(commands.RunCommand, prog=typed("run"), args=sys.argv[1:]))
 
 
 def main() -> int:
-    """`python -m bench COMMAND`."""
+    """`python -m bench COMMAND` or `idm-bench COMMAND`."""
     kinds: dict[str, Callable[..., Any]] = {name: kind for name, (kind, _) in COMMANDS.items()}
     return _main(
-        lambda: tyro.extras.subcommand_cli_from_dict(
-            kinds, prog="python -m bench", args=sys.argv[1:]
-        )
+        lambda: tyro.extras.subcommand_cli_from_dict(kinds, prog=typed(), args=sys.argv[1:])
     )
 
 
@@ -54,15 +52,15 @@ def execute(command: Any, console: Console) -> int:
     # CUDA is to number its cards as NVML does: by default it puts the fastest first.
     os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
     if isinstance(command, commands.RunCommand):
-        with Worker("bench.trial") as worker:  # it and this process load PyTorch side by side
-            return _load(where)(command, console, worker)
+        with Worker.spare("run.trial"):  # it and this process load PyTorch side by side
+            return _load(where)(command, console)
     return _load(where)(command, console)
 
 
 def _load(where: str) -> Callable[..., int]:
     module, function = where.split(":")
     with loading():
-        return getattr(importlib.import_module(module), function)
+        return getattr(importlib.import_module(f".{module}", __package__), function)
 
 
 def _main(read: Callable[[], Any]) -> int:
@@ -75,7 +73,7 @@ def _main(read: Callable[[], Any]) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # who read our output has left, as `| head` does
+    except BrokenPipeError:  # the reader of our output has ended, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     finally:

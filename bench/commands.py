@@ -1,4 +1,4 @@
-"""What can be typed: a dataclass per command, read by tyro (`bench/cli.py`)."""
+"""The flags of every command: one dataclass per command, read by tyro (`bench/cli.py`)."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -6,75 +6,74 @@ from typing import Annotated, Literal
 
 import tyro
 
-from bench.presets import Overrides
-from bench.sizes import MARGIN
+from .presets import Overrides, Sampler
+from .sizes import MARGIN
 
 Preset = Literal["small", "paper", "equal", "full-volume"]
-Sampler = Literal["ddpm", "ddpm-clipped", "ddpm-mean", "ddim"]
 
 
 @dataclass
 class RunCommand:
-    """Train every method for a fixed window on real volumes, and measure what it costs.
+    """Train every method for a fixed window on real volumes, and measure the cost.
 
-    Leaves a run folder: CSVs, environment.json, Table 2 and the figures. Exit status 0 when every
-    trial is ok, 1 when some are not, 2 for a wrong command.
+    Leaves a run folder: CSVs, environment.json, Table 2 and the figures. Exit status: 0 if every
+    trial is ok, 1 if some are not, 2 for a wrong command.
     """
 
     models: tuple[str, ...] = ("unet", "checkpoint", "patchddm", "idm", "idm-stored")
-    """Methods to train, in this order; ratios are to the first."""
+    """Methods to train, in this order; ratios are relative to the first."""
     minutes: float | None = None
-    """Length of each window, in minutes (default 2)."""
+    """Length of each window, in minutes; None: 2, unless --steps is given."""
     steps: int | None = None
     """Length of each window in training steps, instead of --minutes."""
     preset: Preset | None = None
-    """The workload; default paper with CUDA, small without."""
+    """The workload; None: paper with CUDA, small without."""
     overrides: Annotated[Overrides, tyro.conf.OmitArgPrefixes] = field(default_factory=Overrides)
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     data: Literal["phantom", "brats", "synapse"] = "phantom"
-    """Volumes to train on: embedded brains, a BraTS folder, SynapseMNIST3D."""
+    """Volumes to train on: phantom (embedded brains), a BraTS folder, SynapseMNIST3D."""
     data_dir: Path | None = None
-    """The BraTS folder, or the SynapseMNIST3D .npz."""
+    """The BraTS folder, or the .npz of SynapseMNIST3D (or its folder)."""
     subjects: int | None = None
-    """At most this many volumes."""
+    """Number of volumes at most; None: all, of embedded brains 32 up to 64³, fewer above."""
     cache_dir: Path | None = None
-    """Where prepared volumes are kept (default: the user's cache folder)."""
+    """Folder for prepared volumes; None: the user's cache folder."""
     repeats: int = 1
-    """Trials of each method; methods take turns."""
+    """Trials of each method, in the order A B C A B C."""
     seed: int = 0
-    """Of the weights, the noise and the order of the data."""
+    """Seed of the weights, the noise, the order of the data and the embedded brains."""
     lambda_r: float = 0.0
-    """Weight of the inverse term of eq. (8), for the invertible networks."""
+    """λ_R, the weight of the inverse term of eq. (8), for invertible networks."""
     out: Path = Path("results")
     """Folder in which the run folder is made."""
     timeout: float | None = None
-    """Give a trial up after so many seconds without a finished step."""
+    """Seconds without a finished step after which a trial is stopped; None: never."""
     country: str | None = None
-    """Grid whose CO₂ intensity applies, as ISO 3166-1 alpha-3 (CHE, USA); default: the world."""
+    """Country whose power grid gives the CO₂ intensity: CHE, USA (ISO 3166-1); None: the world."""
     sample_hz: float = 10.0
-    """How often power, temperature and load are read."""
+    """Readings of power, temperature and load per second."""
     card: str | None = None
-    """NVIDIA card whose energy and temperature are measured: nvidia-smi's index, UUID or MIG id
-    (default: the one that --device names)."""
+    """NVIDIA card whose energy and temperature are measured: index in nvidia-smi, UUID or MIG id;
+    None: the card of --device."""
     idle: float = 2.0
-    """Seconds of rest before the first trial, to measure what the device draws idle; 0 for none."""
+    """Seconds of rest before the first trial, to measure idle power; 0 for none."""
     cooldown: float = 120.0
-    """Before each trial, wait at most so many seconds until the device is back within 2 °C of the
-    first trial's start; 0 to go on at once."""
+    """Before each trial, wait until the device is within 2 °C of its temperature before the first
+    trial, at most for so many seconds; 0 for no wait."""
     memory_limit: str | None = None
-    """Memory of its own that a trial's process may have, such as 8GiB; beyond it is `oom`."""
+    """Memory limit of a trial's process, such as 8GiB; a trial that needs more is `oom`."""
     strict: bool = False
-    """Do not start while something else uses the machine; a trial that had company is `failed`."""
+    """Do not start while other processes load the machine; mark a trial with such load `failed`."""
     resume: Path | None = None
-    """Run folder to complete: runs what is missing in it and nothing else."""
+    """Run folder to complete: only its missing trials are run."""
 
 
 @dataclass
 class PredictCommand:
-    """Peak memory and FLOPs of a training step, exactly, without a GPU and without computing it.
+    """Predict the peak memory and the FLOPs of a training step, without a GPU or any computation.
 
-    Leaves runs.csv, and with --timeline timeline.csv and a picture, with the columns of a run's.
+    Leaves runs.csv with the columns of a run, and with --timeline timeline.csv and a picture.
     """
 
     models: tuple[str, ...] = ("unet", "checkpoint", "patchddm", "idm", "idm-stored")
@@ -83,67 +82,68 @@ class PredictCommand:
     """The workload."""
     overrides: Annotated[Overrides, tyro.conf.OmitArgPrefixes] = field(default_factory=Overrides)
     device: Literal["cuda", "cpu"] = "cuda"
-    """What will train: for cuda, also what the caching allocator would hold."""
+    """Device of the training; for cuda, the memory of the caching allocator is predicted, too."""
     timeline: bool = False
-    """Draw memory over the step, split by what it serves, the methods to one scale."""
+    """Draw memory over the step, split into its five parts, all methods at one scale."""
     out: Path = Path("results/predicted")
-    """Folder for what is written."""
+    """Folder for the files."""
 
 
 @dataclass
 class FitCommand:
-    """The largest batch, and the largest cube at batch 1, that train in so much memory.
+    """Find the largest batch, and the largest cube at batch 1, that train in a given memory.
 
-    Exit status 0, 1 if not even one volume fits with any method, 2 for a wrong command.
+    Exit status: 0, 1 if no method can train on even one volume, 2 for a wrong command.
     """
 
     memory: str | None = None
     """Memory of the card: 24GiB is 24 · 2³⁰ bytes, 24GB is 24 · 10⁹."""
     gpu: str | None = None
-    """A card by name instead: a5000, rtx4090, v100-32gb, a100-80gb, h100, …"""
+    """Name of a card, instead of --memory: a5000, rtx4090, v100-32gb, a100-80gb, h100, …"""
     models: tuple[str, ...] = ("unet", "checkpoint", "patchddm", "idm")
     """Methods to try."""
     preset: Preset = "paper"
     """The workload whose batch and volume are varied."""
     overrides: Annotated[Overrides, tyro.conf.OmitArgPrefixes] = field(default_factory=Overrides)
     margin: str = MARGIN
-    """Kept free for what is not modelled: the CUDA context, cuDNN's workspaces."""
+    """Memory kept free for what is not predicted: the CUDA context, cuDNN's workspaces."""
     out: Path = Path("results/fit")
     """Folder for fit.csv."""
 
 
 @dataclass
 class ScaleCommand:
-    """Predicted peak against depth, volume and batch: a CSV, and a figure with the slopes."""
+    """Predict peak memory against depth, volume and batch: a CSV, and a figure with the slopes."""
 
     models: tuple[str, ...] = ("unet", "checkpoint", "patchddm", "idm", "idm-stored")
     """Methods to compare."""
     preset: Preset = "small"
-    """The workload of which one thing at a time is varied."""
+    """The workload; one of its values at a time is varied."""
     overrides: Annotated[Overrides, tyro.conf.OmitArgPrefixes] = field(default_factory=Overrides)
     out: Path = Path("results/scale")
-    """Folder for what is written."""
+    """Folder for the files."""
 
 
 @dataclass
 class CheckCommand:
-    """Compare peaks with a committed baseline.
+    """Compare peak memory with a committed baseline.
 
-    Exit status 1 and a line for each that grew, 0 otherwise, 2 for a baseline that cannot tell.
+    Exit status: 0 if no peak grew, 1 and a line per peak if some grew, 2 if the baseline is
+    missing, damaged, incomplete or of another PyTorch.
     """
 
-    baseline: Path = Path("results/baseline.csv")
-    """Predicted peaks, as --update writes them."""
+    baseline: Path | None = None
+    """CSV of predicted peaks, written by --update; None: results/baseline.csv of this version."""
     models: tuple[str, ...] = ()
-    """Methods to check (default: all)."""
+    """Methods to check; none named: all."""
     presets: tuple[Preset, ...] = ()
-    """Presets to check (default: those of the baseline; of a new one small, paper, equal)."""
+    """Presets to check; none named: those of the baseline, for a new one small, paper, equal."""
     update: bool = False
     """Write the baseline instead of comparing with it."""
     run: Path | None = None
-    """Compare this run's measured peaks instead of predictions."""
+    """Run folder whose measured peaks are compared instead of predictions."""
     tolerance: str = "1%"
-    """How much a measured peak may grow; predicted ones may not grow at all."""
+    """Allowed growth of a measured peak; a predicted peak may not grow at all."""
 
 
 @dataclass
@@ -155,35 +155,38 @@ class ReportCommand:
     """
 
     runs: tyro.conf.Positional[tuple[Path, ...]]
-    """Run folders; of several, what differs in machine, versions or workload is kept apart."""
+    """Run folders; runs that differ in machine, versions or settings get separate tables."""
     out: Path | None = None
-    """Folder for the files (default: the folder of the run)."""
+    """Folder for the files; None: the folder of the run."""
 
 
 @dataclass
 class CompareCommand:
-    """Show what changed between two runs: per method and column, and in the environment."""
+    """Show the differences between two runs: per method and column, and in the environment.
+
+    Of two quality runs: the learning curves at equal steps and minutes, and the scores.
+    """
 
     a: tyro.conf.Positional[Path]
-    """Run folder."""
+    """First run folder."""
     b: tyro.conf.Positional[Path]
-    """Run folder, whose numbers are put over those of the first."""
+    """Second run folder; ratios are second ÷ first."""
 
 
 @dataclass
 class QualityCommand:
-    """Train each method for long, and see how well it learns to denoise.
+    """Train each method for longer, and measure how well it learns to denoise.
 
-    Leaves a run folder: the learning curve (learning.csv), what became of each training
-    (trained.csv), who trained and who validated (split.json), and checkpoints. Exit status 0 when
-    every training is ok, 1 when some are not, 2 for a wrong command.
+    Leaves a run folder: learning curves (learning.csv), a row per training (trained.csv), scores
+    (quality.csv), samples, the split into training, validation and test (split.json), checkpoints.
+    Exit status: 0 if every training is ok, 1 if some are not, 2 for a wrong command.
     """
 
     models: tuple[str, ...] = ("unet", "checkpoint", "patchddm", "idm", "idm-lean")
     """Methods to train, in this order."""
     minutes: float | None = None
-    """Length of each training, in minutes without validation (default 15). The learning rate is
-    annealed over it."""
+    """Length of each training in minutes, without validation; None: 15, unless --steps is given.
+    The learning rate is annealed over this time."""
     steps: int | None = None
     """Length of each training in steps, instead of --minutes."""
     preset: Preset = "small"
@@ -194,69 +197,69 @@ class QualityCommand:
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     data: Literal["phantom", "brats", "synapse"] = "phantom"
-    """Volumes: embedded brains, a BraTS folder, SynapseMNIST3D."""
+    """Volumes: phantom (embedded brains), a BraTS folder, SynapseMNIST3D."""
     data_dir: Path | None = None
-    """The BraTS folder, or the SynapseMNIST3D .npz."""
+    """The BraTS folder, or the .npz of SynapseMNIST3D (or its folder)."""
     subjects: int | None = None
-    """At most this many volumes (default: all; of embedded brains 128, above 64³ fewer). 80 %
-    train, 10 % validate, 10 % are kept for a test."""
+    """Number of volumes at most; None: all, of embedded brains 128 up to 64³, fewer above. 80 % are
+    for training, 10 % for validation, 10 % are kept for a test."""
     cache_dir: Path | None = None
-    """Where prepared volumes are kept (default: the user's cache folder)."""
+    """Folder for prepared volumes; None: the user's cache folder."""
     seeds: tuple[int, ...] = (0,)
-    """A training of each method for each: of the weights, the noise, the order of the data."""
+    """Seeds of the weights, the noise and the order of the data; a training of each method each."""
     split_seed: int = 0
-    """Of the embedded brains, of who validates, and of the noise in the validation."""
+    """Seed of the embedded brains, of the split, and of the noise in the validation."""
     ema: float = 0.995
-    """Decay per step k of the averaged weights: min(--ema, (1 + k) / (10 + k))."""
+    """Decay of the averaged weights at step k: min(--ema, (1 + k) / (10 + k))."""
     validations: int = 30
-    """Points of the learning curve, evenly over the training."""
+    """Points of the learning curve, evenly spaced over the training."""
     checkpoint_minutes: float = 1.0
-    """Minutes of training from one checkpoint to the next."""
+    """Minutes of training between two checkpoints."""
     samples: int = 4
     """Volumes to generate after each training."""
     sampler: Sampler = "ddpm-clipped"
-    """ddpm: all 2,000 steps of eq. (7); ddpm-clipped: the same in --sampler-steps, the volume that
-    each step sees clamped; ddpm-mean: that from where the network knows more than the mean volume
-    says, for networks that have trained for minutes; ddim: ddpm-clipped without noise."""
+    """ddpm: all 2,000 steps of eq. (7); ddpm-clipped: the same in --sampler-steps, the estimate of
+    the volume clamped at each step; ddpm-mean: ddpm-clipped from the noised mean volume, for
+    networks trained for minutes only; ddim: without added noise, in --sampler-steps, clamped."""
     sampler_steps: int | None = None
-    """Steps of ddpm-clipped and ddpm-mean (default 250) and ddim (default 50), up to 2,000."""
+    """Steps of ddpm-clipped, ddpm-mean and ddim, up to 2,000; None: 250, for ddim 50."""
     tensorboard: bool = False
-    """Write the learning curve for TensorBoard, too."""
+    """Also write the learning curve for TensorBoard."""
     out: Path = Path("results")
     """Folder in which the run folder is made."""
     timeout: float | None = None
-    """Give a training up after so many seconds without a finished step."""
+    """Seconds without a finished step after which a training is stopped; None: never."""
     country: str | None = None
-    """Grid whose CO₂ intensity applies, as ISO 3166-1 alpha-3 (CHE, USA); default: the world."""
+    """Country whose power grid gives the CO₂ intensity: CHE, USA (ISO 3166-1); None: the world."""
     resume: Path | None = None
-    """Run folder to complete: what is not ok in it goes on from its last checkpoint."""
+    """Run folder to complete: each training that is not ok continues from its last checkpoint."""
 
 
 @dataclass
 class SampleCommand:
     """Draw volumes from the networks that a quality run has trained.
 
-    Leaves NIfTI files, quality.csv with what they are worth, and Figure 2 beside real volumes, in a
-    folder of the run. Exit status 0, or 2 for a wrong command.
+    Leaves NIfTI files, their scores (quality.csv) and Figure 2 beside real volumes, in a folder
+    inside the run. Exit status: 0, or 2 for a wrong command.
     """
 
     run: tyro.conf.Positional[Path]
     """Folder of the quality run, with its checkpoints."""
     models: tuple[str, ...] = ()
-    """Methods to draw from (default: all that it trained)."""
+    """Methods to draw from; none named: all of the run."""
     seeds: tuple[int, ...] = ()
-    """Trainings to draw from, by their seed (default: all)."""
+    """Seeds of the trainings to draw from; none named: all."""
     samples: int = 8
-    """Volumes of each training."""
+    """Volumes per training."""
     batch_size: int = 4
-    """Volumes drawn at a time: more need more memory."""
+    """Volumes drawn at a time; more need more memory."""
     sampler: Sampler = "ddpm-clipped"
     """As for `quality`: ddpm, ddpm-clipped, ddpm-mean or ddim."""
     sampler_steps: int | None = None
-    """Steps of ddpm-clipped and ddpm-mean (default 250) and ddim (default 50), up to 2,000."""
+    """Steps of ddpm-clipped, ddpm-mean and ddim, up to 2,000; None: 250, for ddim 50."""
     seed: int = 0
-    """Of the noise."""
+    """Seed of the noise."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     out: Path | None = None
-    """Folder for what is drawn (default: RUN/drawn-<sampler>-<steps>-seed<seed>)."""
+    """Folder for the volumes; None: RUN/drawn-<sampler>-<steps>-seed<seed>."""

@@ -1,4 +1,10 @@
-"""Errors as a person sees them: a single line."""
+"""Errors as a person sees them: a single line, which names the commands that this person types."""
+
+import shlex
+import sys
+from pathlib import Path
+
+_PACKAGE = (__package__ or "bench").partition(".")[0]
 
 
 class UserError(Exception):
@@ -13,3 +19,18 @@ def last_line(error: BaseException) -> str:
     """An exception as the last line of its traceback would show it."""
     text = str(error).strip().splitlines()
     return f"{type(error).__name__}: {text[-1].strip() if text else ''}"
+
+
+def typed(*command: object) -> str:
+    """A command of ours as this person types it.
+
+    `python -m bench check --update` in a checkout, `idm-bench check --update` where that was
+    called; `run` by itself is `python run_bench.py` or `run-bench` there.
+    """
+    program = Path(sys.argv[0]).name
+    if command[:1] == ("run",) and program in ("run_bench.py", "run-bench"):
+        words = ["python", program] if program.endswith(".py") else [program]
+    else:
+        words = [program] if program == "idm-bench" else ["python", "-m", _PACKAGE]
+        words += [str(each) for each in command[:1]]
+    return shlex.join([*words, *map(str, command[1:])])

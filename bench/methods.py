@@ -3,23 +3,25 @@
 The file offers `build(*, in_channels, channels, couplings) -> nn.Module`, the network
 `eps = network(x_t, t)` of shapes (B, C, D, H, W), (B,) int64 -> (B, C, D, H, W), and `PUBLISHED`,
 its authors' setting (keys of `bench.presets.Workload`). It imports nothing of this package. What a
-network may offer beside `forward`, the training step uses (`bench/training.py`).
+network may offer beside `forward`, the training step uses (`bench/ddpm/step.py`).
 """
 
 import difflib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
+from importlib import import_module
 from types import MappingProxyType
 from typing import Any
 
 from torch import nn
 
-from baselines import checkpoint, patchddm, unet
-from bench.errors import UserError
-from bench.presets import Overrides, Workload, workload
-from models import idm
-from models.idm import lean
+from .ddpm.step import Training
+from .errors import UserError
+from .presets import Overrides, Workload, workload
+
+# `models` and `baselines` stand beside this package in a checkout, and inside it in a wheel.
+_ROOT = "" if __package__ == "bench" else f"{__package__}."
 
 
 @dataclass(frozen=True)
@@ -52,16 +54,21 @@ class Method:
         ).train()
 
 
+def _method(name: str, module: str, **options: Any) -> Method:
+    found = import_module(_ROOT + module)
+    return Method(name, partial(found.build, **options), found.PUBLISHED)
+
+
 METHODS: Mapping[str, Method] = MappingProxyType(
     {
         method.name: method
         for method in (
-            Method("unet", unet.build, unet.PUBLISHED),
-            Method("checkpoint", checkpoint.build, checkpoint.PUBLISHED),
-            Method("patchddm", patchddm.build, patchddm.PUBLISHED),
-            Method("idm", idm.build, idm.PUBLISHED),
-            Method("idm-lean", lean.build, idm.PUBLISHED),
-            Method("idm-stored", partial(idm.build, backward="stored"), idm.PUBLISHED),
+            _method("unet", "baselines.unet"),
+            _method("checkpoint", "baselines.checkpoint"),
+            _method("patchddm", "baselines.patchddm"),
+            _method("idm", "models.idm"),
+            _method("idm-lean", "models.idm.lean"),
+            _method("idm-stored", "models.idm", backward="stored"),
         )
     }
 )
@@ -77,6 +84,24 @@ def find_methods(names: Sequence[str]) -> list[Method]:
                 f"--models {name}: unknown method{hint or ';'} Known: {', '.join(METHODS)}"
             )
     return [METHODS[name] for name in dict.fromkeys(names)]
+
+
+def preset_changes(
+    method: Method, preset: str, overrides: Overrides, work: Workload, training: Training
+) -> str:
+    """What of `work` and `training` is not as the preset has it: "channels 8 16, couplings 6".
+
+    "none" where all is; the seed belongs to no preset. Modalities count where they were asked for.
+    """
+    own: dict[str, Any] = asdict(method.workload(preset)) | asdict(Training(seed=training.seed))
+    if overrides.modality is None:
+        own.pop("modality")
+    changes = []
+    for name, value in (asdict(work) | asdict(training)).items():
+        if name in own and value != own[name]:
+            text = " ".join(map(str, value)) if isinstance(value, tuple) else value
+            changes.append(f"{name} {text}")
+    return ", ".join(changes) or "none"
 
 
 def _nearest_multiples(side: int, multiple: int) -> list[int]:

@@ -1,13 +1,14 @@
-"""The named workloads (DESIGN §6): what each method trains on."""
+"""The named workloads: what each method trains on."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from types import MappingProxyType
 from typing import Any, Literal
 
-from bench.errors import UserError
+from .errors import UserError
 
 Precision = Literal["fp32", "bf16"]
+Sampler = Literal["ddpm", "ddpm-clipped", "ddpm-mean", "ddim"]
 
 
 @dataclass(frozen=True)
@@ -28,14 +29,6 @@ class Workload:
     """fp32, or the 16-bit type of autocast; weights are float32 in either case."""
     modality: tuple[str, ...] = ("t1",)
     """MRI contrasts, one channel each."""
-
-    def columns(self) -> dict[str, Any]:
-        """As the tables of results have it."""
-        names = ("precision", "volume", "patch", "batch_size")
-        return {
-            **{name: getattr(self, name) for name in names},
-            "channels": " ".join(map(str, self.channels)),
-        }
 
 
 @dataclass(frozen=True)

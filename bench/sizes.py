@@ -1,8 +1,8 @@
-"""Sizes of memory as people type and read them."""
+"""Sizes as people type and read them."""
 
 import re
 
-from bench.errors import UserError
+from .errors import UserError
 
 GIB = 2**30
 MARGIN = "1GiB"
@@ -23,6 +23,11 @@ def parse_size(text: str, flag: str) -> int:
             f"{flag} {text}: not a size; give 24GiB (24 · 2³⁰ bytes), 24GB (24 · 10⁹) or 512MiB"
         )
     return int(float(match[1]) * unit)
+
+
+def show_cube(volume: int, patch: int) -> str:
+    """What a step sees of a volume, by their sides: "64³", "128³ of 256³"."""
+    return f"{patch}³" if patch == volume else f"{patch}³ of {volume}³"
 
 
 def show_size(nbytes: int | float) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from bench.data.make_asset import read_template
+from docs.figures.make_asset import read_template
 
 BRATS_SHAPE = (240, 240, 155)
 BRATS_AFFINE = np.diag([-1.0, -1.0, 1.0, 1.0])  # left, posterior, superior, as the challenge's

@@ -13,10 +13,10 @@ from __future__ import annotations
 import difflib
 from pathlib import Path
 
-from bench.data.cache import load, prepare
-from bench.data.source import Source
-from bench.data.split import split
-from bench.errors import UserError
+from ..errors import UserError
+from .cache import load, prepare
+from .source import Source
+from .split import split
 
 SOURCES = ("phantom", "brats", "synapse")
 
@@ -56,15 +56,15 @@ def open_source(
 
     # Imported here: a phantom run need not load nibabel, nor a BraTS run torch.
     if name == "phantom":
-        from bench.data.phantom import Phantom
+        from .phantom import Phantom
 
         return Phantom(modality, volume, seed, subjects)
     if name == "brats":
-        from bench.data.brats import BraTS
+        from .brats import BraTS
 
         return BraTS(data_dir, modality, volume, subjects)
     if name == "synapse":
-        from bench.data.medmnist import SynapseMNIST3D
+        from .medmnist import SynapseMNIST3D
 
         return SynapseMNIST3D(data_dir, volume, subjects)
     near = difflib.get_close_matches(name, SOURCES, n=1)

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from bench.data.nifti import read_header, read_volume
-from bench.data.resampling import bounding_cube, cut, resize, scale_intensity
-from bench.data.source import Source
-from bench.errors import UserError
+from ..errors import UserError
+from .geometry import bounding_cube, cut, resize, scale_intensity
+from .nifti import read_header, read_volume
+from .source import Source
 
 # How a modality ends a file's name: in BraTS 2020 and 2021, and since 2023.
 ENDINGS = {

@@ -15,8 +15,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from bench.data.source import PREPROCESSING, Source
-from bench.errors import UserError
+from ..errors import UserError
+from .source import PREPROCESSING, Source
 
 BLOCK = 1 << 20
 BLOCKS_CHECKED = 1024  # at most 1 GiB is read to verify a cache, however large it is

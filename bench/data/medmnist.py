@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bench.data.resampling import resize
-from bench.data.source import Source
-from bench.errors import UserError
+from ..errors import UserError
+from .geometry import resize
+from .source import Source
 
 PARTS = ("train", "val", "test")
 PIECE = 1 << 20

@@ -16,12 +16,14 @@ import zlib
 from pathlib import Path
 from typing import BinaryIO, cast
 
+import nibabel
 import numpy as np
+import numpy.typing as npt
 from nibabel.nifti1 import Nifti1PairHeader
 from nibabel.orientations import apply_orientation, io_orientation
 from nibabel.spatialimages import HeaderDataError
 
-from bench.errors import UserError
+from ..errors import UserError
 
 HEADER_BYTES = 348
 LARGEST_SIDE = 1024
@@ -165,3 +167,43 @@ def _unreadable(path: Path, error: BaseException) -> UserError:
     if isinstance(error, FileNotFoundError | PermissionError) and error.strerror:
         return UserError(f"{path}: {error.strerror}")
     return UserError(f"{path}: truncated or damaged ({_line(error)}); download it again")
+
+
+def write_nifti(path: Path, volumes: npt.ArrayLike, voxel_mm: float = 1.0) -> list[Path]:
+    """Volumes (N, C, D, H, W) as NIfTI-1 files, one a volume and channel; returns what was written.
+
+    D, H, W run left → right, posterior → anterior, inferior → superior, which is NIfTI's own
+    orientation (RAS+): the affine is diag(voxel_mm, voxel_mm, voxel_mm, 1) with the middle of the
+    volume at the origin. `samples.nii.gz` becomes `samples_0.nii.gz`, `samples_1.nii.gz`, …; with
+    several channels `samples_0_0.nii.gz`, ….
+
+    Args:
+        voxel_mm: side of a voxel, in mm.
+    """
+    array = np.asarray(volumes, dtype=np.float32)
+    affine = np.diag([voxel_mm, voxel_mm, voxel_mm, 1.0])
+    affine[:3, 3] = [-voxel_mm * (side - 1) / 2 for side in array.shape[2:]]
+    written = []
+    for index, channels in enumerate(array):
+        for channel, voxels in enumerate(channels):
+            image = nibabel.Nifti1Image(voxels, affine)
+            image.header.set_xyzt_units("mm")
+            written.append(_file_of(path, index, channel, len(channels)))
+            nibabel.save(image, written[-1])
+    return written
+
+
+def read_nifti(path: Path, channels: int) -> np.ndarray | None:
+    """What `write_nifti` wrote to `path`, (N, C, D, H, W) float32; None if there is nothing."""
+    volumes: list[list[np.ndarray]] = []
+    while _file_of(path, len(volumes), 0, channels).exists():
+        files = (_file_of(path, len(volumes), channel, channels) for channel in range(channels))
+        images = (nibabel.Nifti1Image.from_filename(file) for file in files)
+        volumes.append([image.get_fdata(dtype=np.float32) for image in images])
+    return np.asarray(volumes) if volumes else None
+
+
+def _file_of(path: Path, index: int, channel: int, channels: int) -> Path:
+    stem = path.name.removesuffix(".gz").removesuffix(".nii")
+    suffix = path.name[len(stem) :] or ".nii.gz"
+    return path.with_name(f"{stem}_{index}" + (f"_{channel}" if channels > 1 else "") + suffix)

@@ -21,8 +21,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from bench.data.source import Source
-from bench.errors import UserError
+from ..errors import UserError
+from .source import Source
 
 ASSET = Path(__file__).parent / "assets" / "icbm152.npz"
 LESION_SHARE = 1 / 3

@@ -2,17 +2,18 @@
 
     from bench.predict import predict    # predict(network, batch, optimizer), or a method's name
 
-
 prediction.py   a training step on fake tensors: peak, its five parts, FLOPs
 fake.py         fake tensors, faithful to the byte
 allocator.py    PyTorch's caching allocator, played on paper
-command.py      the command `predict`
+peaks.py        the command `predict`
 fit.py          the command `fit`: largest batch and cube in so much memory
 search.py       the bisection that it uses
 gpus.py         cards by name
 scale.py        the command `scale`: peak against depth, volume and batch
+check.py        the command `check`: peaks against a committed baseline
+parallel.py     independent predictions, a core each
 """
 
-from bench.predict.prediction import Prediction, predict, predict_method
+from .prediction import Prediction, predict, predict_method
 
 __all__ = ["Prediction", "predict", "predict_method"]

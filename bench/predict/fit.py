@@ -1,22 +1,25 @@
 """The command `fit`: the largest batch and the largest volume that train in so much memory."""
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cache
 
-import pandas as pd
 from rich.console import Console
-from rich.table import Table
 
-from bench.commands import FitCommand
-from bench.errors import UserError
-from bench.methods import METHODS, find_methods
-from bench.parallel import in_processes
-from bench.predict.command import NOT_MODELLED, open_folder, show_cube
-from bench.predict.gpus import find_gpu
-from bench.predict.prediction import Prediction, predict_method
-from bench.predict.search import largest_that_fits
-from bench.presets import Overrides, Workload
-from bench.sizes import parse_size, show_size
+from ..commands import FitCommand
+from ..ddpm.step import Training
+from ..errors import UserError
+from ..harness.console import say
+from ..methods import METHODS, find_methods, preset_changes
+from ..presets import Overrides, Workload
+from ..records.files import write_rows
+from ..records.rows import Fit, setting_columns
+from ..report.grid import Cell, Grid, for_terminal
+from ..sizes import parse_size, show_cube, show_size
+from .gpus import find_gpu
+from .parallel import in_processes
+from .peaks import NOT_MODELLED, open_folder
+from .prediction import Prediction, predict_method
+from .search import largest_that_fits
 
 EXPANDABLE = (
     "* With PYTORCH_ALLOC_CONF=expandable_segments:True; in its default setting the allocator "
@@ -31,30 +34,8 @@ class Question:
     overrides: Overrides
     limit: int
     """Bytes that the caching allocator may hold."""
-
-
-@dataclass(frozen=True)
-class Fit:
-    """What of a method fits. Needs are the most that is given out at a time, in bytes."""
-
-    method: str
-    volume: int
-    """Side at which `batch_size` is the largest, in voxels."""
-    patch: int
-    """Side of what a step sees of it: the volume's, unless the method trains on patches."""
-    batch_size: int
-    """0: not even one volume."""
-    batch_needs: int
-    """At `batch_size`, or at 1 if even that does not fit."""
-    batch_fits_by_default: bool
-    """Whether the allocator gets by in its default setting, in which memory fragments."""
-    largest_volume: int
-    """Side of the largest cube at batch 1; 0: not even the smallest."""
-    largest_patch: int
-    """Side of what a step sees of that one."""
-    volume_needs: int
-    """At `largest_volume`, or at the smallest cube that the method can train on."""
-    volume_fits_by_default: bool
+    margin: int
+    """Bytes of the card beside them, kept free."""
 
 
 def run_fit(command: FitCommand, console: Console) -> int:
@@ -64,7 +45,7 @@ def run_fit(command: FitCommand, console: Console) -> int:
     if limit <= 0:
         raise UserError(f"--margin {command.margin}: leaves nothing of {show_size(memory)}")
     questions = [
-        Question(method.name, command.preset, command.overrides, limit)
+        Question(method.name, command.preset, command.overrides, limit, margin)
         for method in find_methods(command.models)
     ]
     for question in questions:  # whatever is wrong with it is said before the long part
@@ -72,21 +53,18 @@ def run_fit(command: FitCommand, console: Console) -> int:
     open_folder(command.out)
     with console.status("Predicting"):
         fits = list(in_processes(answer, questions))
-    console.print(_table(fits, memory, margin))
+    console.print(for_terminal(_grid(fits, memory, margin)))
     path = command.out / "fit.csv"
-    pd.DataFrame([{"memory_bytes": memory, **asdict(fit)} for fit in fits]).to_csv(
-        path, index=False
-    )
+    write_rows(path, Fit, fits)
     for line in what_fits_instead(fits):
-        console.print(line, highlight=False, markup=False)
-    console.print(
+        say(console, line)
+    say(
+        console,
         f"A margin of {command.margin} is kept for what is not modelled: {NOT_MODELLED}. "
         "Change it with --margin. Needs are what PyTorch's allocator gives out at the peak. "
         f"{EXPANDABLE}",
-        highlight=False,
-        markup=False,
     )
-    console.print(f"  {path}", highlight=False, markup=False)
+    say(console, f"  {path}")
     return 0 if any(fit.batch_size for fit in fits) else 1
 
 
@@ -135,17 +113,21 @@ def answer(question: Question) -> Fit:
         count = 0
     shown = count or next(n for n in range(1, 2048) if cube_needs(n))
     batch_work, cube_work = batch_of(max(1, batch)), cube_of(shown)
+    changes = preset_changes(method, preset, overrides, work, Training())
+    settings = {**setting_columns(work), "batch_size": batch}
     return Fit(
-        question.method,
-        work.volume,
-        work.patch,
-        batch,
-        needs(batch_work),
-        predicted(batch_work).fits_cuda(question.limit),
-        count * multiple,
-        cube_work.patch if count else 0,
-        needs(cube_work),
-        predicted(cube_work).fits_cuda(question.limit),
+        **settings,
+        memory_bytes=question.limit + question.margin,
+        margin_bytes=question.margin,
+        method=question.method,
+        preset=preset,
+        preset_changes=changes,
+        batch_needs=needs(batch_work),
+        batch_fits_by_default=predicted(batch_work).fits_cuda(question.limit),
+        largest_volume=count * multiple,
+        largest_patch=cube_work.patch if count else 0,
+        volume_needs=needs(cube_work),
+        volume_fits_by_default=predicted(cube_work).fits_cuda(question.limit),
     )
 
 
@@ -173,7 +155,7 @@ def what_fits_instead(fits: list[Fit]) -> list[str]:
             instead = f"{', '.join(fitting)} would" if fitting else "none of these methods would"
             lines.append(
                 f"{fit.method} does not fit at {fit.volume}³: one volume needs "
-                f"{show_size(fit.batch_needs)}; {instead}."
+                f"{show_size(fit.batch_needs or 0)}; {instead}."
             )
     return lines
 
@@ -187,21 +169,26 @@ def _memory(command: FitCommand) -> int:
     return parse_size(command.memory, "--memory")
 
 
-def _table(fits: list[Fit], memory: int, margin: int) -> Table:
-    table = Table(title=f"What trains in {show_size(memory)}, {show_size(margin)} kept free")
-    for name in ("method", "volume", "largest batch", "needs", "largest cube, batch 1", "needs"):
-        table.add_column(name, justify="left" if name == "method" else "right")
+def _grid(fits: list[Fit], memory: int, margin: int) -> Grid:
+    rows = []
     for fit in fits:
-        table.add_row(
-            fit.method,
-            show_cube(fit.volume, fit.patch),
-            str(fit.batch_size) if fit.batch_size else "none",
-            show_size(fit.batch_needs) + _star(fit.batch_size, fit.batch_fits_by_default),
-            show_cube(fit.largest_volume, fit.largest_patch) if fit.largest_volume else "none",
-            show_size(fit.volume_needs) + _star(fit.largest_volume, fit.volume_fits_by_default),
+        largest = show_cube(fit.largest_volume, fit.largest_patch or fit.largest_volume)
+        rows.append(
+            (
+                Cell(fit.method),
+                Cell(show_cube(fit.volume, fit.patch or fit.volume)),
+                Cell(str(fit.batch_size) if fit.batch_size else "none"),
+                Cell(_needs(fit.batch_needs, fit.batch_size, fit.batch_fits_by_default)),
+                Cell(largest if fit.largest_volume else "none"),
+                Cell(_needs(fit.volume_needs, fit.largest_volume, fit.volume_fits_by_default)),
+            )
         )
-    return table
+    return Grid(
+        "Fit", f"What trains in {show_size(memory)}, {show_size(margin)} kept free",
+        ("method", "volume", "largest batch", "needs", "largest cube, batch 1", "needs"),
+        tuple(rows),
+    )  # fmt: skip
 
 
-def _star(fits: int, by_default: bool) -> str:
-    return " *" if fits and not by_default else ""
+def _needs(nbytes: int | None, fits: int, by_default: bool | None) -> str:
+    return show_size(nbytes or 0) + (" *" if fits and not by_default else "")

@@ -6,8 +6,8 @@ which the margin of `fit` has to cover.
 
 from dataclasses import dataclass
 
-from bench.errors import UserError
-from bench.sizes import GIB
+from ..errors import UserError
+from ..sizes import GIB
 
 
 @dataclass(frozen=True)

@@ -21,16 +21,15 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeCopyMode
 
-from bench.predict.allocator import Block, CachingAllocator, OutOfMemory, Pool
-from bench.predict.fake import FaithfulFakeMode, faking
-from bench.presets import Overrides, Workload
-from bench.probes import Columns
-from bench.probes.flops import dispatched_forward_flops
-from bench.probes.memory import Change, Part, tensors_in
-from bench.probes.step import Moment, Operator, Phase, StepProbe
-from bench.process import without_collector
-from bench.sizes import GIB
-from bench.training import Training, TrainingStep, make_state
+from ..ddpm.step import Training, TrainingStep, make_state
+from ..harness.process import without_collector
+from ..presets import Overrides, Workload
+from ..probes.cost import Moment, Operator, Phase, StepCost, StepProbe
+from ..probes.flops import dispatched_forward_flops
+from ..probes.memory import Change, Part, tensors_in
+from ..sizes import GIB
+from .allocator import Block, CachingAllocator, OutOfMemory, Pool
+from .fake import FaithfulFakeMode, faking
 
 Loss = Callable[[nn.Module, Any], Tensor]
 
@@ -41,16 +40,8 @@ class Prediction:
 
     parameters: int
     """Number of trained weights."""
-    parameter_bytes: int
-    gradient_bytes: int
-    optimizer_bytes: int
-    activation_bytes: int
-    other_bytes: int
-    """These five are what is alive at the peak."""
-    flops_forward: int | None
-    """By fvcore's rules: a multiply-add as one. None if it was not asked for."""
-    flops_step: int
-    """Forward, backward, recomputation, inversion: a multiply-add as two."""
+    cost: StepCost
+    """The peak, its five parts, the FLOPs, as in `runs.csv`."""
     peak: Moment
     """Where the peak is: phase, layer, operator, and every layer's share of it."""
     changes: list[Change]
@@ -66,7 +57,19 @@ class Prediction:
 
     @property
     def parts(self) -> dict[Part, int]:
-        return {part: getattr(self, f"{part}_bytes") for part in Part}
+        """What is alive at the peak."""
+        return {part: getattr(self.cost, f"{part}_bytes") for part in Part}
+
+    @property
+    def flops_forward(self) -> int | None:
+        """By fvcore's rules: a multiply-add as one. None if it was not asked for."""
+        return self.cost.flops_forward
+
+    @property
+    def flops_step(self) -> int:
+        """Forward, backward, recomputation, inversion: a multiply-add as two."""
+        assert self.cost.flops_step is not None
+        return self.cost.flops_step
 
     def fits_cuda(self, capacity: int) -> bool:
         """Whether the caching allocator gets through two steps with so many bytes of its own."""
@@ -95,15 +98,11 @@ class Prediction:
         """
         return simulate_cuda_allocator(self.changes)
 
-    def columns(self) -> Columns:
-        """As in `runs.csv` (`bench.results.Record`)."""
-        return {
+    def columns(self) -> dict[str, Any]:
+        """As in `runs.csv` (`bench.records.rows.Record`)."""
+        return self.cost.columns() | {
             "parameters": self.parameters,
-            "peak_memory_bytes": self.peak_memory_bytes,
             "peak_memory_source": "predicted",
-            **{f"{part}_bytes": nbytes for part, nbytes in self.parts.items()},
-            "flops_forward": self.flops_forward,
-            "flops_step": self.flops_step,
         }
 
     def __str__(self) -> str:
@@ -144,7 +143,7 @@ def predict(
     if isinstance(network, str):
         if batch is not None or optimizer is not None or loss is not None:
             raise TypeError("a method, given by name, brings its own batch, optimizer and loss")
-        from bench.methods import find_methods
+        from ..methods import find_methods
 
         (method,) = find_methods([network])
         return predict_method(method, method.workload(preset, Overrides(**overrides)))
@@ -173,11 +172,11 @@ def predict_method(
         shape = (work.batch_size, len(work.modality), *(work.volume,) * 3)
         volumes = torch.empty(shape)
         probe = StepProbe(network, step.optimizer, "cpu", [volumes])
-        columns = _watched(step, volumes, probe)
+        cost = _watched(step, volumes, probe)
         if count_forward:
             x_t, t, _, keywords = step.noised(volumes)
-            columns["flops_forward"] = dispatched_forward_flops(lambda: network(x_t, t, **keywords))
-    return _prediction(network, probe, columns)
+            cost.flops_forward = dispatched_forward_flops(lambda: network(x_t, t, **keywords))
+    return _prediction(network, probe, cost)
 
 
 def mean_square(network: nn.Module, batch: Any) -> Tensor:
@@ -245,26 +244,24 @@ def _predict_own(
         step(batch)
         inputs = tensors_in(batch)
         probe = StepProbe(network, optimizer, next(network.parameters()).device, inputs)
-        columns = _watched(step, batch, probe)
-        columns["flops_forward"] = dispatched_forward_flops(lambda: loss(network, batch))
-    return _prediction(network, probe, columns)
+        cost = _watched(step, batch, probe)
+        cost.flops_forward = dispatched_forward_flops(lambda: loss(network, batch))
+    return _prediction(network, probe, cost)
 
 
-def _watched(step: Callable[[Any], Tensor], batch: Any, probe: StepProbe) -> Columns:
+def _watched(step: Callable[[Any], Tensor], batch: Any, probe: StepProbe) -> StepCost:
     probe.start()
     try:
         step(batch)
     finally:  # a step that cannot be must not leave its watcher behind
-        columns = probe.stop()
-    return columns
+        cost = probe.stop()
+    return cost
 
 
-def _prediction(network: nn.Module, probe: StepProbe, columns: Columns) -> Prediction:
+def _prediction(network: nn.Module, probe: StepProbe, cost: StepCost) -> Prediction:
     return Prediction(
         parameters=sum(p.numel() for p in network.parameters()),
-        **{f"{part}_bytes": columns[f"{part}_bytes"] for part in Part},
-        flops_forward=columns.get("flops_forward"),
-        flops_step=columns["flops_step"],
+        cost=cost,
         peak=probe.peak(),
         changes=probe.changes,
         operators=probe.trace,

@@ -1,23 +1,15 @@
 """What measures, and from outside: no probe knows a method.
 
-A probe is `start()`, `stop() -> columns`; one that samples also has `sample() -> columns of
-samples.csv`. The step probes (memory, FLOPs, the allocator's log) watch one extra training step,
-so that the timed ones run bare; the window probes (energy, temperature, host) watch the window.
-What a machine cannot tell is left out of the columns: never 0, never a guess without its name.
+A probe is `start()`, `stop() -> measurement`; one that samples also has `sample() -> reading`. Both
+are dataclasses of `bench.records.rows`, whose fields are the columns of the files. The step probes
+(memory, FLOPs, the allocator's log) watch one extra training step, so that the timed ones run bare;
+the window probes (energy, temperature, host) watch the window. What a machine cannot tell is None:
+never 0, never a guess without its name.
 """
 
-from typing import Any, Protocol
+from typing import Protocol
 
-Columns = dict[str, Any]
-_LISTS = ("warnings", "contention")
-
-
-def add_columns(columns: Columns, more: Columns) -> None:
-    """Add the columns of one probe to those of others; lines follow one another, each once."""
-    for name, value in more.items():
-        if name in _LISTS:
-            value = list(dict.fromkeys([*columns.get(name, []), *value]))
-        columns[name] = value
+from ..records.rows import Measurement, Reading
 
 
 class Probe(Protocol):
@@ -25,18 +17,12 @@ class Probe(Protocol):
 
     def start(self) -> None: ...
 
-    def stop(self) -> Columns:
-        """Columns of `bench.results.Record`, with their sources.
-
-        Two of them are lists of lines, to which every probe may add: `warnings` (what could not be
-        measured as it should) and `contention` (what else used the machine).
-        """
-        ...
+    def stop(self) -> Measurement: ...
 
 
 class SampledProbe(Probe, Protocol):
     """A probe that also follows its quantity through the window."""
 
-    def sample(self) -> Columns:
-        """Columns of `bench.results.Sample` at this moment."""
+    def sample(self) -> Reading:
+        """The quantity at this moment."""
         ...

@@ -1,4 +1,4 @@
-"""Energy of the device under test over the window, from the best source that it has (DESIGN §7).
+"""Energy of the device under test over the window, from the best source that it has.
 
 | source | what it is |
 |---|---|
@@ -16,13 +16,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
-from bench.errors import UserError
-from bench.probes import Columns
-from bench.probes.nvml import Card
+from ..errors import UserError
+from ..records.rows import Energy, Reading
+from .nvml import Card
 
 POWERCAP = Path("/sys/class/powercap")
 _MOST_W = 10_000  # no device here draws more: a larger step of a counter is no measurement
@@ -77,16 +77,16 @@ class EnergyProbe:
         self._begin = self.clock()
         self._read()
 
-    def sample(self) -> Columns:
+    def sample(self) -> Reading:
         before, then = self._counted.joules, self._counted.time
         watts = self._read()
         if self.meter.counter_source is None:
-            return {"power_w": watts, "energy_j": self._integral.value()}
+            return Reading(power_w=watts, energy_j=self._integral.value())
         if self.meter.power_source is None and self._counted.time > then:
             watts = (self._counted.joules - before) / (self._counted.time - then)  # its mean
-        return {"power_w": watts, "energy_j": self._counted.value()}
+        return Reading(power_w=watts, energy_j=self._counted.value())
 
-    def stop(self) -> Columns:
+    def stop(self) -> Energy:
         """The energy is left out where the last reading failed: what was missed is unknown."""
         self._read()
         end = self.clock()
@@ -109,11 +109,11 @@ class EnergyProbe:
                 warnings.append("energy is integrated power")
         if energy is None:
             warnings.append("energy of the whole window is unknown; samples.csv has its beginning")
-        columns: Columns = {"energy_source": source, "warnings": warnings + self.meter.warnings}
+        found = Energy(energy_source=source, warnings=(*warnings, *self.meter.warnings))
         if energy is not None:
-            columns["energy_j"] = energy
-            columns["mean_power_w"] = energy / (end - self._begin) if end > self._begin else None
-        return columns
+            found.energy_j = energy
+            found.mean_power_w = energy / (end - self._begin) if end > self._begin else None
+        return found
 
     def _read(self) -> float | None:
         watts = self.meter.power_w()
@@ -327,6 +327,14 @@ def check_country(code: str) -> None:
         near = difflib.get_close_matches(code.upper(), known, n=3)
         hint = f" (near: {', '.join(near)})" if near else ""
         raise UserError(f"--country {code}: give an ISO 3166-1 alpha-3 code such as CHE{hint}")
+
+
+def carbon(energy_j: float | None, country: str | None = None) -> dict[str, Any]:
+    """Columns of the CO₂ of this energy; none where the energy is unknown."""
+    if energy_j is None:
+        return {}
+    source = f"codecarbon:{country or 'world'}"
+    return {"co2_kg": co2_kg(energy_j, country), "co2_source": source}
 
 
 def co2_kg(energy_j: float, country: str | None = None) -> float:

@@ -1,4 +1,4 @@
-"""FLOPs, two ways, because each sees what the other cannot (DESIGN §7).
+"""FLOPs, two ways, because each sees what the other cannot.
 
 `flops_forward` is fvcore's count of the forward pass, as the literature quotes it. fvcore counts a
 multiply-add as one and sees no backward pass. `flops_step` counts what is really dispatched in one
@@ -16,8 +16,6 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
-from bench.probes import Columns
-
 _ATTENTION = "aten::scaled_dot_product_attention"
 
 # torch registers the attention kernels of CUDA only; the CPU's own does the same products.
@@ -31,35 +29,6 @@ _CPU_ATTENTION: dict[Any, Callable[..., int]] = {
         )
     ),
 }
-
-
-class FlopProbe(TorchDispatchMode):
-    """Adds up the FLOPs of every operator dispatched between `start` and `stop`.
-
-    A plain dispatch mode: the module hooks of torch's own `FlopCounterMode` keep tensors alive,
-    which would change the memory probe's number, and fail on `torch.autograd.grad` inside a custom
-    backward pass (pytorch#131753).
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.flops = 0
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        out = func(*args, **kwargs)
-        self.flops += flops_of(func, args, kwargs, out)
-        return out
-
-    def start(self) -> None:
-        self.flops = 0
-        self.__enter__()
-
-    def stop(self) -> Columns:
-        self.__exit__(None, None, None)
-        return {"flops_step": int(self.flops)}
 
 
 def flops_of(func: Any, args: tuple, kwargs: dict[str, Any], out: Any) -> int:

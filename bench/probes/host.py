@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from bench.probes import Columns
+from ..records.rows import Host, Reading
 
 BUSY_PERCENT = 10.0
 """Of all cores: more than this taken by others is worth a warning."""
@@ -33,29 +33,27 @@ class HostProbe:
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
 
-    def sample(self) -> Columns:
+    def sample(self) -> Reading:
         if self.device.type == "cuda":  # its utilisation is the card's to tell
-            return {"memory_bytes": torch.cuda.memory_allocated(self.device)}
-        return {
-            "memory_bytes": self.process.memory_info().rss,
-            "utilization_percent": psutil.cpu_percent(),
-        }
+            return Reading(memory_bytes=torch.cuda.memory_allocated(self.device))
+        return Reading(
+            memory_bytes=self.process.memory_info().rss,
+            utilization_percent=psutil.cpu_percent(),
+        )
 
-    def stop(self) -> Columns:
+    def stop(self) -> Host:
         others = self._load.percent()
         contention = busy_with_others(others)
         swapped_in = psutil.swap_memory().sin - self._swapped_in
         if swapped_in > SWAP_BYTES:
             contention.append(f"{swapped_in / 2**30:.2f} GiB came back from swap in the window")
-        columns: Columns = {
-            "peak_rss_bytes": peak_rss(),
-            "other_load_percent": others,
-            "contention": contention,
-        }
+        found = Host(
+            peak_rss_bytes=peak_rss(), other_load_percent=others, contention=tuple(contention)
+        )
         if self.device.type == "cuda":
-            columns["peak_allocated_bytes"] = torch.cuda.max_memory_allocated(self.device)
-            columns["peak_reserved_bytes"] = torch.cuda.max_memory_reserved(self.device)
-        return columns
+            found.peak_allocated_bytes = torch.cuda.max_memory_allocated(self.device)
+            found.peak_reserved_bytes = torch.cuda.max_memory_reserved(self.device)
+        return found
 
 
 class OtherLoad:
@@ -89,7 +87,7 @@ class OtherLoad:
 def busy_with_others(percent: float | None) -> list[str]:
     if percent is None or percent <= BUSY_PERCENT:
         return []
-    return [f"the CPU was busy with something else: {percent:.0f} % of all cores"]
+    return [f"other processes took {percent:.0f} % of all cores"]
 
 
 def swap_in_use(used_bytes: int | None = None) -> list[str]:

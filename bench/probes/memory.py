@@ -1,4 +1,4 @@
-"""Peak memory of one training step, to the byte, and what it consists of (DESIGN §7).
+"""Peak memory of one training step, to the byte, and what it consists of.
 
 `MemoryProbe` follows every live tensor storage on the device through a dispatch mode. It sees the
 same operators on real and on fake tensors, so that a prediction and a measurement are one number.
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from bench.probes import Columns
+from ..records.rows import Peak, Pool
 
 _WHICH_DEVICE = torch.ops.prim.device.default
 
@@ -45,7 +45,7 @@ class Storage:
     operator: str
     """The operator that made it; empty if it was there before the step."""
     layer: str = ""
-    """The layer that was running, where someone names layers (`bench.probes.step`)."""
+    """The layer that was running, where someone names layers (`bench.probes.cost`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +108,7 @@ class MemoryProbe(TorchDispatchMode):
         ]
         self.__enter__()
 
-    def stop(self) -> Columns:
+    def stop(self) -> Peak:
         self.__exit__(None, None, None)
         for hook in self._hooks:
             hook.remove()
@@ -120,11 +120,15 @@ class MemoryProbe(TorchDispatchMode):
             finalizer.detach()
         self._live.clear()
         parts = self.peak_parts()
-        return {
-            "peak_memory_bytes": sum(parts.values()),
-            "peak_memory_source": "tensor-storages",
-            **{f"{part}_bytes": parts[part] for part in Part},
-        }
+        return Peak(
+            peak_memory_bytes=sum(parts.values()),
+            peak_memory_source="tensor-storages",
+            parameter_bytes=parts[Part.PARAMETER],
+            gradient_bytes=parts[Part.GRADIENT],
+            optimizer_bytes=parts[Part.OPTIMIZER],
+            activation_bytes=parts[Part.ACTIVATION],
+            other_bytes=parts[Part.OTHER],
+        )
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
@@ -146,7 +150,7 @@ class MemoryProbe(TorchDispatchMode):
         return out
 
     def about_to_run(self, func: Any) -> None:
-        """For who wants to know more about an operator (`bench.probes.step`)."""
+        """A hook for subclasses that record more of an operator (`bench.probes.cost`)."""
 
     def has_run(
         self, func: Any, args: tuple, kwargs: dict[str, Any], out: Any, tensors: list[Tensor]
@@ -230,9 +234,9 @@ class AllocatorProbe:
         self.profiler = torch.autograd.profiler.profile(profile_memory=True, use_device=None)
         self.profiler.__enter__()
 
-    def stop(self) -> Columns:
+    def stop(self) -> Pool:
         self.profiler.__exit__(None, None, None)
-        return {"peak_allocated_bytes": self.at_start + self._highest_above_start()}
+        return Pool(peak_allocated_bytes=self.at_start + self._highest_above_start())
 
     def _highest_above_start(self) -> int:
         result = self.profiler.kineto_results

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import pynvml
 
-from bench.probes import Columns
+from ..records.rows import CardState, Reading
 
 T = TypeVar("T")
 
@@ -143,7 +143,7 @@ class Card:
 
 
 class CardProbe:
-    """Load, clock and throttling of the card over the window, and who came to compute on it."""
+    """Load, clock and throttling of the card over the window, and other processes on it."""
 
     def __init__(self, card: Card) -> None:
         self.card = card
@@ -156,15 +156,15 @@ class CardProbe:
         self._expected = self.card.processes()
         self._newcomers: set[int] = set()
 
-    def sample(self) -> Columns:
+    def sample(self) -> Reading:
         self._readings += 1
         self._throttled.update(self.card.throttle_reasons())
         self._newcomers |= self.card.processes() - self._expected
         if (clock := self.card.clock_mhz()) is not None:
             self._clocks.append(clock)
-        return {"utilization_percent": self.card.utilization_percent()}
+        return Reading(utilization_percent=self.card.utilization_percent())
 
-    def stop(self) -> Columns:
+    def stop(self) -> CardState:
         shares = {
             reason: f"{reason} in {count} of {self._readings} readings"
             for reason, count in self._throttled.items()
@@ -174,12 +174,12 @@ class CardProbe:
         if self._newcomers:
             others = ", ".join(map(str, sorted(self._newcomers)))
             contention.append(f"another process came to the card: {others}")
-        columns: Columns = {"contention": contention, "warnings": self.card.warnings}
-        if self._clocks:
-            columns["clock_mean_mhz"] = sum(self._clocks) / len(self._clocks)
-        if shares:
-            columns["throttled"] = ", ".join(shares.values())
-        return columns
+        return CardState(
+            clock_mean_mhz=sum(self._clocks) / len(self._clocks) if self._clocks else None,
+            throttled=", ".join(shares.values()) or None,
+            contention=tuple(contention),
+            warnings=tuple(self.card.warnings),
+        )
 
 
 _FUNCTION_NOT_FOUND = pynvml.NVML_ERROR_FUNCTION_NOT_FOUND

@@ -5,8 +5,8 @@ from collections.abc import Callable
 import psutil
 import torch
 
-from bench.probes import Columns
-from bench.probes.nvml import Card
+from ..records.rows import Reading, Temperature
+from .nvml import Card
 
 # Linux drivers that report a processor's own temperature, not a disk's or the board's.
 _CPU_SENSORS = ("coretemp", "k10temp", "zenpower", "cpu_thermal", "cpu-thermal", "acpitz")
@@ -23,21 +23,21 @@ class TemperatureProbe:
         self._start = self.read()
         self._readings = [] if self._start is None else [self._start]
 
-    def sample(self) -> Columns:
+    def sample(self) -> Reading:
         reading = self.read()
         if reading is not None:
             self._readings.append(reading)
-        return {"temperature_c": reading}
+        return Reading(temperature_c=reading)
 
-    def stop(self) -> Columns:
-        columns: Columns = {"temperature_source": self.source}
-        if self.sample()["temperature_c"] is None:
-            columns["warnings"] = [f"{self.source}: temperature broke off in the window"]
+    def stop(self) -> Temperature:
+        found = Temperature(temperature_source=self.source)
+        if self.sample().temperature_c is None:
+            found.warnings = (f"{self.source}: temperature broke off in the window",)
         if self._readings:
-            columns["temperature_start_c"] = self._start
-            columns["temperature_peak_c"] = max(self._readings)
-            columns["temperature_mean_c"] = sum(self._readings) / len(self._readings)
-        return columns
+            found.temperature_start_c = self._start
+            found.temperature_peak_c = max(self._readings)
+            found.temperature_mean_c = sum(self._readings) / len(self._readings)
+        return found
 
 
 def open_thermometer(device: torch.device, card: Card | None = None) -> TemperatureProbe | None:

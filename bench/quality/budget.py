@@ -11,14 +11,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 
-from bench.errors import UserError
-from bench.methods import METHODS
-from bench.parallel import in_processes
-from bench.predict import predict_method
-from bench.predict.fake import FaithfulFakeMode, faking
-from bench.predict.search import largest_that_fits
-from bench.presets import Workload
-from bench.sizes import show_size
+from ..errors import UserError
+from ..methods import METHODS
+from ..predict import predict_method
+from ..predict.fake import FaithfulFakeMode, faking
+from ..predict.parallel import in_processes
+from ..predict.search import largest_that_fits
+from ..presets import Workload
+from ..sizes import show_size
 
 FINEST_STEP = 8
 """Channels at the level of which the others are multiples: fewer would leave the group norms of

@@ -19,7 +19,7 @@ import random
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +28,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from bench.errors import UserError
-from bench.plain import from_plain
-from bench.quality.ema import Ema
-from bench.training import make_state
+from ..ddpm.step import make_state
+from ..errors import UserError
+from ..records.files import from_json
+from .ema import Ema
 
 MOST_HEADER_BYTES = 2**24
 _MOST_STEPS = 10**8
@@ -58,8 +58,8 @@ class Progress:
     val_mse: float | None = None
     val_mse_ema: float | None = None
     """Of the last validation."""
-    peak_memory_bytes: int | None = None
-    peak_memory_source: str | None = None
+    peak: dict[str, int | str] = field(default_factory=dict)
+    """Columns of the one step whose memory was followed (`bench.records.rows.Peak`)."""
 
 
 @dataclass(frozen=True)
@@ -223,7 +223,7 @@ def _opened(path: Path, most_bytes: int | None = None) -> Iterator[Any]:
 
 
 def _header(file: Any) -> _Header:
-    return from_plain(_Header, json.loads((file.metadata() or {})["progress"]))
+    return from_json(_Header, json.loads((file.metadata() or {})["progress"]))
 
 
 def _tensor(file: Any, name: str, like: Tensor) -> Tensor:
@@ -243,10 +243,10 @@ def _check(progress: Progress, method: str, seed: int) -> None:
         raise ValueError(f"it is of {progress.method:.40} {progress.seed}")
     counts = (progress.step, progress.validations, progress.loss_count)
     if not all(0 <= count <= _MOST_STEPS for count in counts):
-        raise ValueError("it has a count that cannot be")
+        raise ValueError("it has a count out of range")
     numbers = (progress.elapsed_s, progress.energy_j or 0.0, progress.loss_sum)
     if not all(math.isfinite(number) for number in numbers) or progress.elapsed_s < 0:
-        raise ValueError("it has a time, an energy or a loss that cannot be")
+        raise ValueError("it has a time, an energy or a loss out of range")
 
 
 def _one_line(error: BaseException) -> str:

@@ -8,12 +8,15 @@ import numpy as np
 import torch
 from torch import nn
 
-from bench.diffusion import Denoiser
-from bench.quality.learning import QualityRun
-from bench.quality.plan import Plan
-from bench.quality.sampling import choose_start, generate, sampling_memory, write_nifti
-from bench.quality.scoring import score, score_samples
-from bench.worker import Events
+from ..data.nifti import write_nifti
+from ..ddpm.diffusion import Denoiser, Diffusion
+from ..ddpm.samplers import ancestral, choose_start, generate
+from ..harness.worker import Events
+from ..probes.memory import MemoryProbe
+from ..records.folder import QualityRun
+from ..records.rows import Peak
+from .plan import TrainingPlan
+from .scoring import score, score_samples
 
 
 class Stopped(Exception):
@@ -21,7 +24,7 @@ class Stopped(Exception):
 
 
 def evaluate(
-    plan: Plan,
+    plan: TrainingPlan,
     network: nn.Module,
     denoise: Denoiser,
     volumes: np.ndarray,
@@ -80,3 +83,32 @@ def evaluate(
     run.forget_scores(plan.method, plan.seed)
     for row in scores:
         run.append(row)
+
+
+def sampling_memory(network: nn.Module, shape: tuple[int, ...]) -> Peak:
+    """Peak memory of one step of eq. (7) without gradients, on the network's device.
+
+    Every step of a sampler is alike, so one tells the peak of all. Gradients that training left
+    on the network are dropped: a sampler needs none.
+
+    Args:
+        network: called as a sampler calls it, on whole volumes; left in the mode it came in.
+        shape: (N, C, D, H, W).
+    """
+    device = next(network.parameters()).device
+    network.zero_grad(set_to_none=True)
+    stateless = torch.optim.SGD(network.parameters(), lr=0.0)  # the probe asks for an optimizer
+    diffusion = Diffusion(device=device)
+    x_T = torch.randn(shape, device=device)
+    training = network.training
+    network.eval()
+    probe = MemoryProbe(
+        network, stateless, device, [x_T, diffusion.alpha, diffusion.alpha_bar, diffusion.beta]
+    )
+    probe.start()
+    try:
+        next(ancestral(diffusion, network, x_T))
+    finally:
+        peak = probe.stop()
+        network.train(training)
+    return peak

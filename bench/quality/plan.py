@@ -1,32 +1,21 @@
-"""All that one training needs to know; it goes to its process as JSON."""
+"""All that one training needs to know."""
 
 from dataclasses import dataclass
+from typing import Any
 
-from bench.commands import Sampler
-from bench.presets import Workload
-from bench.training import Training, Window
+from ..harness.plan import Plan
+from ..presets import Sampler
 
 
-@dataclass(frozen=True)
-class Plan:
-    """All that a training needs to know."""
+@dataclass(frozen=True, kw_only=True)
+class TrainingPlan(Plan):
+    """One method from one seed. Its learning rate follows the window, not `anneal_steps`."""
 
-    method: str
-    preset: str
-    work: Workload
-    training: Training
-    """`anneal_steps` is left out of account: the rate follows the window (`learning_rate`)."""
-    window: Window
-    device: str
-    folder: str
-    """The run's."""
-    data: str
-    """Name of the data source, for the record."""
-    volumes: str
-    """The prepared volumes, an .npy of shape (N, C, D, H, W)."""
+    folder: str = ""
+    """The run's, once there is one."""
     train: tuple[int, ...]
     val: tuple[int, ...]
-    """Which of them train and which validate."""
+    """Which of the volumes train and which validate."""
     split_seed: int = 0
     """Of the split, and of the timesteps and the noise of the validation."""
     validations: int = 30
@@ -38,11 +27,23 @@ class Plan:
     samples: int = 4
     sampler: Sampler = "ddpm-clipped"
     sampler_steps: int | None = None
-    """None: the sampler's own (`bench.quality.sampling.STEPS`)."""
+    """None: the sampler's own (`bench.ddpm.samplers.STEPS`)."""
     tensorboard: bool = False
-    country: str | None = None
-    """ISO 3166-1 alpha-3 code of the grid for CO₂; None: the world's mean."""
 
     @property
     def seed(self) -> int:
         return self.training.seed
+
+    @property
+    def number(self) -> int:
+        return self.seed
+
+    def columns(self) -> dict[str, Any]:
+        own = ("split_seed", "validations", "ema", "budget_bytes", "predicted_peak_bytes",
+               "samples", "sampler", "sampler_steps")  # fmt: skip
+        return super().columns() | {
+            **{name: getattr(self, name) for name in own},
+            "anneal_steps": None,
+            "subjects_train": len(self.train),
+            "subjects_val": len(self.val),
+        }

@@ -1,4 +1,4 @@
-"""What a trained denoiser and its samples are worth, as rows of `quality.csv`.
+"""Scores of a trained denoiser and of its samples, as rows of `quality.csv`.
 
 Two protocols, for the denoiser at four timesteps:
 
@@ -13,16 +13,15 @@ Samples have a protocol of their own, named after the sampler and its steps (`dd
 import math
 import statistics
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from bench.commands import Sampler
-from bench.diffusion import TIMESTEPS, Denoiser, Diffusion
-from bench.probes import Columns
-from bench.quality import metrics
-from bench.quality.sampling import Start, name_sampler
+from ..ddpm.diffusion import TIMESTEPS, Denoiser, Diffusion
+from ..ddpm.samplers import Start, name_sampler
+from ..presets import Sampler
+from ..records.rows import Peak, Score
+from . import metrics
 
 TIMES = (TIMESTEPS // 10, TIMESTEPS // 4, TIMESTEPS // 2, 3 * TIMESTEPS // 4)
 HEADLINE = TIMESTEPS // 4
@@ -34,33 +33,6 @@ UNITS = {
     "histogram_distance": "intensity", "histogram_distance_real": "intensity",
     "sampling_start": "timestep", "sampling_peak_memory_bytes": "bytes",
 }  # fmt: skip
-
-
-@dataclass(kw_only=True)
-class Score:
-    """A row of `quality.csv`: one number of one method. None is an empty cell."""
-
-    source: str = "measured"
-    method: str
-    modality: str
-    """Of the channel; "all" for what is of a whole volume."""
-    column: str
-    """One of `UNITS`."""
-    value: float
-    unit: str | None = None
-    note: str | None = None
-    protocol: str
-    """`validation`, `best-batch`, or the sampler and its steps (`ddpm-2000`)."""
-    timestep: int | None = None
-    """t of the noisy volumes, of 2,000; None for samples."""
-    sd: float | None = None
-    """Standard deviation over what `count` counts (n − 1); None of fewer than two."""
-    count: int
-    """Volumes, or pairs of volumes, that `value` is the mean of."""
-    seed: int | None = None
-    """Of the training."""
-    data: str | None = None
-    """Name of the data source."""
 
 
 @torch.no_grad()
@@ -81,7 +53,7 @@ def score(
 
     x̂_0 is eq. (6) solved for x_0 with the denoiser's eps, brought back to [0, 1] and clamped
     there, as every sampler ends. `psnr_noisy` is that of x_t itself, by the same way with
-    eps = 0: x_t / √alpha_bar_t, brought back and clamped. A denoiser below it is worth nothing.
+    eps = 0: x_t / √alpha_bar_t, brought back and clamped. A denoiser below it makes it worse.
 
     Args:
         denoiser: in evaluation mode, on `device`.
@@ -139,7 +111,7 @@ def score_samples(
     method: str = "",
     training_seed: int | None = None,
     data: str | None = None,
-    memory: Columns | None = None,
+    memory: Peak | None = None,
     start: Start | None = None,
 ) -> list[Score]:
     """Diversity and intensities of samples beside those of real volumes, by modality.
@@ -188,8 +160,9 @@ def score_samples(
     first = TIMESTEPS - 1 if start is None else start.timestep
     scores.append(row("all", "sampling_start", first, len(samples)))
     if memory is not None:
-        note = f"one step, {len(samples)} volumes at once; {memory['peak_memory_source']}"
-        peak = float(memory["peak_memory_bytes"])
+        note = f"one step, {len(samples)} volumes at once; {memory.peak_memory_source}"
+        assert memory.peak_memory_bytes is not None
+        peak = float(memory.peak_memory_bytes)
         scores.append(row("all", "sampling_peak_memory_bytes", peak, len(samples), note=note))
     return scores
 

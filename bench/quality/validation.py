@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bench.diffusion import Denoiser, Diffusion
-from bench.presets import Precision
-from bench.training import autocast_dtype
+from ..ddpm.diffusion import Denoiser, Diffusion
+from ..ddpm.step import autocast_dtype
+from ..presets import Precision
 
 LEAST_PAIRS = 24
 """Pairs of volume and timestep. The error falls from 1 to a few percent over the timesteps: fewer

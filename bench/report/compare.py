@@ -1,95 +1,91 @@
-"""What changed between two runs: per method and column, and in the environment."""
+"""What differs between two runs: per method and number, in the settings and the environment."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 from rich.console import Console
 from rich.text import Text
 
-from bench.commands import CompareCommand
-from bench.report.grid import NOTHING, Cell, Grid, as_rows, for_terminal, one_line
-from bench.report.reading import WORKLOAD, Evidence, Group, read_evidence
-from bench.report.statistics import FEWEST
-from bench.report.summary import Summary, summarise
-from bench.report.tables import METRICS, Metric
+from .compare_quality import quality_grids
+from .grid import NOTHING, Cell, Grid, for_terminal, one_line
+from .reading import (
+    QUALITY_TABLES,
+    SETTINGS,
+    Evidence,
+    Group,
+    changes_in_words,
+    flat_environment,
+    read_evidence,
+)
+from .summary import Summary
+from .tables import METRICS, divide
 
-COLUMNS = ["preset", "method", "column", "a", "a_low", "a_high", "b", "b_low", "b_high",
-           "difference", "ratio", "apart"]  # fmt: skip
+if TYPE_CHECKING:
+    from ..commands import CompareCommand
 
 
-def run_compare(command: CompareCommand, console: Console) -> int:
+def run_compare(command: "CompareCommand", console: Console) -> int:
     """Show the differences of two runs; exit status 0, whatever they are."""
     before, after = read_evidence([command.a]), read_evidence([command.b])
-    pairs = list(_pairs(before, after))
-    for ours, theirs in pairs:
-        table = differences(ours, theirs)
-        grid = differences_grid(table, ours, theirs)
+    grids = [*_cost_grids(before, after), *quality_grids(before, after)]
+    for grid in grids:
         if grid.rows:
             console.print(for_terminal(grid))
             continue
         for line in (grid.caption, *grid.notes):
-            _say(console, line)
-    if not pairs:
-        _say(console, "The runs have no preset in common: nothing can be compared.")
-    changes = list(environment_changes(_environment(before), _environment(after)))
-    _say(console, "In the environment:" if changes else "The environments are the same.")
+            console.print(Text(line))
+    if not grids:
+        text = f"A is {_describe(before)}; B is {_describe(after)}. They have nothing to compare."
+        console.print(Text(text))
+    environments = (next(iter(each.environments.values()), {}) for each in (before, after))
+    changes = list(environment_changes(*environments))
+    console.print(Text("In the environment:" if changes else "The environments are the same."))
     for change in changes:
-        _say(console, f"  {change}")
+        console.print(Text(f"  {change}"))
     for problem in (*before.problems, *after.problems):
-        _say(console, f"warning: {problem}", "yellow")
+        console.print(Text(f"warning: {problem}", style="yellow"))
     return 0
 
 
-def differences(a: Group, b: Group) -> pd.DataFrame:
-    """A row a method and column that either run has, in the column's unit.
+def environment_changes(a: dict[str, Any], b: dict[str, Any]) -> Iterator[str]:
+    """`versions.torch: 2.12.0 → 2.13.0`, a line each; the plan of trials is not environment."""
+    flat = (dict(flat_environment(a)), dict(flat_environment(b)))
+    for key in dict.fromkeys([*flat[0], *flat[1]]):
+        if flat[0].get(key) != flat[1].get(key):
+            old, new = (one_line(each.get(key, "not recorded")) for each in flat)
+            yield f"{one_line(key)}: {old} → {new}"
 
-    `difference` is b − a, `ratio` b ÷ a. `apart` says whether the 95 % intervals lie apart; it is
-    empty where neither run has repeats enough and the numbers differ.
-    """
-    rows = []
+
+def _cost_grids(a: Evidence, b: Evidence) -> Iterator[Grid]:
+    for ours in a.groups:
+        # Of the same data and source, if there is one: else those numbers are compared, too.
+        alike = [
+            theirs
+            for theirs in b.groups
+            if theirs.preset == ours.preset and set(ours.methods) & set(theirs.methods)
+        ]
+        alike.sort(key=lambda theirs: theirs.shared["data"] != ours.shared["data"])
+        if alike:
+            yield _cost_grid(ours, alike[0])
+
+
+def _cost_grid(a: Group, b: Group) -> Grid:
+    """A row a method and number; what is the same to the last digit is counted, not listed."""
+    rows, same, repeated = [], 0, False
     for method in dict.fromkeys([*a.methods, *b.methods]):
         for metric in METRICS:
-            one, other = (
-                summarise(g.records[g.records["method"] == method], metric.column) for g in (a, b)
-            )
-            if one is None and other is None:
-                continue
-            both = one is not None and other is not None
-            rows.append(
-                {
-                    "preset": a.preset,
-                    "method": method,
-                    "column": metric.column,
-                    **_columns("a", one),
-                    **_columns("b", other),
-                    "difference": other.value - one.value if both else None,  # type: ignore[union-attr]
-                    "ratio": other.value / one.value if both and one.value else None,  # type: ignore[union-attr]
-                    "apart": _apart(one, other) if both else None,  # type: ignore[arg-type]
-                }
-            )
-    return pd.DataFrame(rows, columns=COLUMNS)
-
-
-def differences_grid(table: pd.DataFrame, a: Group, b: Group) -> Grid:
-    """A row a method and column; what is the same to the last digit is counted, not listed."""
-    by_column = {metric.column: metric for metric in METRICS}
-    same = table["difference"] == 0
-    rows = []
-    for row in as_rows(table[~same]):
-        metric = by_column[row["column"]]
-        rows.append(
-            (
-                Cell(row["method"]),
-                Cell(metric.label),
-                Cell(_shown(metric, row, "a")),
-                Cell(_shown(metric, row, "b")),
-                Cell(_ratio(row)),
-            )
-        )
-    notes = [f"{same.sum()} of {len(table)} numbers are the same to the last digit."]
-    notes += list(_workload_changes(a, b))
-    if table["a_low"].notna().any() or table["b_low"].notna().any():
+            one, other = (group.costs.summary(metric.column, method) for group in (a, b))
+            repeated |= any(each is not None and each.low is not None for each in (one, other))
+            if one and other and one.value == other.value:
+                same += 1
+            elif one or other:
+                cells = (metric.cell(one), metric.cell(other), Cell(_ratio(one, other)))
+                rows.append((Cell(method), Cell(metric.label), *cells))
+    notes = [f"{same} of {same + len(rows)} numbers are the same to the last digit."]
+    notes += changes_in_words(a.records, b.records, SETTINGS)
+    if a.kind != b.kind:
+        notes.append(f"A is {a.kind}, B is {b.kind}.")
+    if repeated:
         notes.append("In brackets 95 % bootstrap intervals; ≈: they overlap.")
     return Grid(
         "Comparison", f"A: {a.runs[0]}; B: {b.runs[0]} ({a.name})",
@@ -97,87 +93,20 @@ def differences_grid(table: pd.DataFrame, a: Group, b: Group) -> Grid:
     )  # fmt: skip
 
 
-def environment_changes(a: dict[str, Any], b: dict[str, Any]) -> Iterator[str]:
-    """`versions.torch: 2.12.0 → 2.13.0`, a line each; the plan of trials is not environment."""
-    flat_a, flat_b = dict(_flat(a)), dict(_flat(b))
-    for key in dict.fromkeys([*flat_a, *flat_b]):
-        if flat_a.get(key) != flat_b.get(key):
-            old, new = (one_line(flat.get(key, "not recorded")) for flat in (flat_a, flat_b))
-            yield f"{one_line(key)}: {old} → {new}"
+def _ratio(one: Summary | None, other: Summary | None) -> str:
+    ratio = divide(other, one)
+    if one is None or other is None or ratio is None:
+        return "only in B" if one is None else "only in A" if other is None else NOTHING
+    return f"{'≈ ' if one.overlaps(other) else ''}{ratio:.3f}×"
 
 
-def _pairs(a: Evidence, b: Evidence) -> Iterator[tuple[Group, Group]]:
-    for ours in a.groups:
-        for theirs in b.groups:
-            if ours.preset == theirs.preset and ours.data == theirs.data:
-                yield ours, theirs
-                break
-        else:  # measured against predicted, or other data: the numbers are what one wants to see
-            fallback = next((g for g in b.groups if g.preset == ours.preset), None)
-            if fallback is not None:
-                yield ours, fallback
-
-
-def _workload_changes(a: Group, b: Group) -> Iterator[str]:
-    for method in a.methods:
-        pair = []
-        for group in (a, b):
-            rows = group.records[group.records["method"] == method][WORKLOAD]
-            pair.append({} if rows.empty else rows.iloc[0].dropna().to_dict())
-        changed = [
-            f"{name} {pair[0][name]} → {pair[1][name]}"
-            for name in WORKLOAD
-            if name in pair[0] and name in pair[1] and pair[0][name] != pair[1][name]
-        ]
-        if changed:
-            yield f"{method} does not train on the same: {', '.join(changed)}."
-    if a.kind != b.kind:
-        yield f"A is {a.kind}, B is {b.kind}."
-
-
-def _environment(evidence: Evidence) -> dict[str, Any]:
-    return next(iter(evidence.environments.values()))
-
-
-def _flat(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    if not isinstance(value, dict):
-        yield key, value
-        return
-    for name, inner in value.items():
-        if not key and name == "trials":
-            continue
-        yield from _flat(inner, f"{key}.{name}" if key else str(name))
-
-
-def _columns(name: str, summary: Summary | None) -> dict[str, float | None]:
-    if summary is None:
-        return {}
-    return {name: summary.value, f"{name}_low": summary.low, f"{name}_high": summary.high}
-
-
-def _apart(one: Summary, other: Summary) -> bool | None:
-    if one.value == other.value:
-        return False
-    if one.low is None and other.low is None and min(one.trials, other.trials) < FEWEST:
-        return None
-    return not one.overlaps(other)
-
-
-def _shown(metric: Metric, row: dict[str, Any], name: str) -> str:
-    if pd.isna(row[name]):
-        return NOTHING
-    text = metric.show(row[name])
-    if pd.notna(row[f"{name}_low"]):
-        text += f" [{metric.show(row[f'{name}_low'])}, {metric.show(row[f'{name}_high'])}]"
-    return text
-
-
-def _ratio(row: dict[str, Any]) -> str:
-    if pd.isna(row["ratio"]):
-        return "only in B" if pd.isna(row["a"]) else "only in A" if pd.isna(row["b"]) else NOTHING
-    about = "≈ " if row["apart"] is False else ""
-    return f"{about}{row['ratio']:.3f}×"
-
-
-def _say(console: Console, text: str, style: str = "") -> None:
-    console.print(Text(text, style=style))
+def _describe(evidence: Evidence) -> str:
+    """`the benchmark run NAME (paper: unet, idm)`."""
+    (name,) = evidence.folders
+    if evidence.groups:
+        found = [f"{group.preset}: {', '.join(group.methods)}" for group in evidence.groups]
+        return f"the benchmark run {name} ({'; '.join(found)})"
+    quality = [table for file, table in evidence.side_tables.items() if file in QUALITY_TABLES]
+    if quality:
+        return f"the quality run {name} ({', '.join(dict.fromkeys(quality[0]['method']))})"
+    return f"{name}, which is neither a benchmark nor a quality run"

@@ -1,8 +1,8 @@
 """Figures 3 to 5 of the paper, and the frontier of memory over computation.
 
 A figure is drawn once, as a `Picture`, and saved as PNG and PDF for print, or as SVG for the page.
-All are as wide as a journal's column. Methods differ in colour and dash, parts in lightness, so
-that print in greyscale and eyes that see no red or green lose nothing.
+All are as wide as a journal's column. Methods differ in colour and dash, parts in lightness: both
+can be told apart in greyscale and by the colour-blind.
 """
 
 import io
@@ -20,11 +20,11 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from bench.report import published
-from bench.report.grid import as_rows, significant
-from bench.report.reading import Group
-from bench.report.summary import million_voxels
-from bench.sizes import GIB
+from ..sizes import GIB
+from . import published
+from .grid import as_rows, significant
+from .reading import Group
+from .summary import million_voxels
 
 PARTS = {
     "parameter": "parameters",
@@ -33,7 +33,7 @@ PARTS = {
     "activation": "activations",
     "other": "other",
 }
-"""In the order of the stack: what stays throughout first, then what comes and goes."""
+"""In the order of the stack: first what stays throughout a step, then what comes and goes."""
 # Okabe & Ito's colours can be told apart by the colour-blind. Neighbours in the stack step in
 # lightness; activations, which the methods are about, are the one warm colour.
 PART_COLOURS = dict(
@@ -46,7 +46,7 @@ COLUMN_INCHES = 3.5
 MOST_METHODS = 24
 """Shown in one figure; more would be unreadable, and a picture has a largest size."""
 
-# The page gives these three its own colours, for its dark mode.
+# The page replaces these three by its own colours, for its dark mode.
 INK, LINE, PAPER = "#1f2328", "#dddddd", "#ffffff"
 
 _STYLE: Any = {
@@ -86,17 +86,20 @@ class Picture:
     """What is shown, and where it came from."""
     content: str
     """Its content in words, for those who cannot see it."""
-    figure: Figure
+    figure: Figure | None
+    """None where there is nothing to draw; `content` says why."""
     empty: bool = False
-    """Whether it only says why there is nothing to show."""
+    """Whether a figure, if there is one, only says why it shows nothing."""
 
-    def lay_out(self) -> None:
-        """Once, not for each of its files."""
-        self.figure.draw_without_rendering()
-        self.figure.set_layout_engine("none")
+    def __post_init__(self) -> None:
+        if self.figure is not None:  # lay it out once, not for each of its files
+            self.figure.draw_without_rendering()
+            self.figure.set_layout_engine("none")
 
     def save(self, out: Path, suffix: str = "") -> list[Path]:
         """PNG and PDF. No dates in the files: the same rows make the same bytes."""
+        if self.figure is None:
+            return []
         png, pdf = (out / f"{self.name}{suffix}.{kind}" for kind in ("png", "pdf"))
         with styled():
             self.figure.savefig(png, metadata={"Software": None})
@@ -106,7 +109,8 @@ class Picture:
         return [png, pdf]
 
     def svg(self, prefix: str) -> str:
-        """To be set into a page, whose ids must not clash and whose colours change at night."""
+        """To be set into a page, whose ids must not clash and which has a dark mode."""
+        assert self.figure is not None
         text = io.StringIO()
         with styled():
             self.figure.savefig(
@@ -122,9 +126,8 @@ def themed_svg(svg: str, prefix: str) -> str:
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'\bid="', f'id="{prefix}-', svg)
     svg = re.sub(r'(href="|url\()#', rf"\1#{prefix}-", svg)
-    # Its size is the page's business.
-    svg = re.sub(r'(<svg [^>]*?)\s(?:width|height)="[^"]*pt"', r"\1", svg, count=1)
-    svg = re.sub(r'(<svg [^>]*?)\s(?:width|height)="[^"]*pt"', r"\1", svg, count=1)
+    for _ in ("width", "height"):  # the page decides its size
+        svg = re.sub(r'(<svg [^>]*?)\s(?:width|height)="[^"]*pt"', r"\1", svg, count=1)
     for colour, variable in ((INK, "currentColor"), (LINE, "var(--line)"), (PAPER, "var(--page)")):
         svg = svg.replace(colour, variable)
     return svg
@@ -132,10 +135,7 @@ def themed_svg(svg: str, prefix: str) -> str:
 
 def draw_all(group: Group) -> list[Picture]:
     """Figures 3, 4, 5 and the frontier of one group."""
-    with styled():
-        drawn = [draw(group) for draw in (peak_memory, energy_per_parameter, temperature, frontier)]
-        for picture in drawn:
-            picture.lay_out()
+    drawn = [draw(group) for draw in (peak_memory, energy_per_parameter, temperature, frontier)]
     left_out = len(group.methods) - MOST_METHODS
     if left_out <= 0:
         return drawn
@@ -143,13 +143,25 @@ def draw_all(group: Group) -> list[Picture]:
     return [replace(picture, caption=picture.caption + also) for picture in drawn]
 
 
+@contextmanager
+def styled() -> Iterator[None]:
+    """The style of all figures of the report, for what is drawn inside.
+
+    Without warnings about letters of foreign names that the font does not have.
+    """
+    with warnings.catch_warnings(), matplotlib.rc_context(_STYLE):
+        warnings.filterwarnings("ignore", message="Glyph")
+        yield
+
+
+@styled()
 def peak_memory(group: Group) -> Picture:
     """Figure 3: the peak of each method, split by what it consists of."""
     rows = _median_trials(group)
-    figure, axes = _axes(height=0.95 + 0.26 * max(3, len(rows)))
     title, name = "Figure 3. Peak memory of one training step", "peak_memory"
     if rows.empty:
-        return nothing_to_show(figure, axes, name, title, "no trial measured its peak memory")
+        return nothing_to_show(name, title, "no trial measured its peak memory")
+    figure, axes = _axes(height=0.95 + 0.26 * max(3, len(rows)))
     left = pd.Series(0.0, index=rows.index)
     shares = {label: rows[f"{part}_bytes"].astype(float) / GIB for part, label in PARTS.items()}
     total = rows["peak_memory_bytes"].astype(float) / GIB
@@ -186,8 +198,8 @@ def peak_memory(group: Group) -> Picture:
     )  # fmt: skip
     sources = ", ".join(dict.fromkeys(rows["peak_memory_source"].dropna()))
     return Picture(
-        name, title, f"{group.name}. What was alive at the peak. Source: {sources}.",
-        in_words("GiB", zip(rows["method"], total, strict=True)), figure,
+        name, title, f"{group.name}. Live tensors at the peak. Source: {sources}.",
+        in_words("GiB live", zip(rows["method"], total, strict=True)), figure,
     )  # fmt: skip
 
 
@@ -195,7 +207,7 @@ def energy_per_parameter(group: Group) -> Picture:
     """Figure 4: energy used so far in the window, per parameter of the network."""
     parameters = group.ok.set_index("trial")["parameters"].astype(float)
     return _over_window(
-        group, "energy_per_parameter", "Figure 4. Energy per parameter", "energy", "energy_source",
+        group, "energy_per_parameter", "Figure 4. Energy per parameter", "energy_source",
         "energy per parameter (µJ)",
         lambda rows: rows["energy_j"] / rows["trial"].map(parameters) * 1e6,
     )  # fmt: skip
@@ -204,20 +216,19 @@ def energy_per_parameter(group: Group) -> Picture:
 def temperature(group: Group) -> Picture:
     """Figure 5: temperature of the device over the window."""
     return _over_window(
-        group, "temperature", "Figure 5. Temperature", "temperature", "temperature_source",
+        group, "temperature", "Figure 5. Temperature", "temperature_source",
         "temperature (°C)", lambda rows: rows["temperature_c"],
     )  # fmt: skip
 
 
+@styled()
 def frontier(group: Group) -> Picture:
-    """Which method to take for a budget: memory over computation, the best of each connected."""
+    """Memory over computation; a line connects the methods that no other beats."""
     name, title = "frontier", "Memory over computation"
-    figure, axes = _axes(height=2.7)
     points = frontier_points(group)
     if points.empty:
-        return nothing_to_show(
-            figure, axes, name, title, "no trial has both its peak and its FLOPs"
-        )
+        return nothing_to_show(name, title, "no trial has both its peak and its FLOPs")
+    figure, axes = _axes(height=2.7)
     best = points[points["best"]].sort_values("gflop")
     axes.plot(
         best["gflop"], best["gib"], drawstyle="steps-post", color=INK, linewidth=0.8, zorder=1,
@@ -242,15 +253,15 @@ def frontier(group: Group) -> Picture:
     figure.legend(loc="outside upper left", ncols=3, handlelength=1, columnspacing=1.2)
     return Picture(
         name, title,
-        f"{group.name}. On the line: methods that no other beats in both. Hollow: another needs "
-        "less of one and no more of the other.",
-        "On the frontier: " + in_words("GiB", zip(best["method"], best["gib"], strict=True)),
+        f"{group.name}. Memory of the live tensors. On the line: methods that no other beats in "
+        "both. Hollow: another method needs less of one and no more of the other.",
+        "On the frontier: " + in_words("GiB live", zip(best["method"], best["gib"], strict=True)),
         figure,
     )  # fmt: skip
 
 
 def frontier_points(group: Group) -> pd.DataFrame:
-    """`method, gflop` (of a step, per million voxels), `gib`, `best` (no method beats it)."""
+    """`method, gflop` (of a step, per million voxels), `gib`, `best` (no other method beats it)."""
     rows = _median_trials(group).dropna(subset=["flops_step"])
     points = pd.DataFrame(
         {
@@ -267,14 +278,15 @@ def frontier_points(group: Group) -> pd.DataFrame:
     return points
 
 
+@styled()
 def _over_window(
-    group: Group, name: str, title: str, what: str, source: str, label: str,
+    group: Group, name: str, title: str, source: str, label: str,
     value: Callable[[pd.DataFrame], pd.Series],
 ) -> Picture:  # fmt: skip
     """A line a method: the median of its trials over the window, shaded from least to most."""
-    figure, axes = _axes(height=2.5)
     samples = group.samples[group.samples["trial"].isin(set(group.ok["trial"]))]
     samples = samples.assign(value=value(samples).astype(float)).dropna(subset=["value"])
+    figure, axes = _axes(height=2.5)
     last = {}
     repeated = False
     for index, method in enumerate(group.methods[:MOST_METHODS]):
@@ -283,19 +295,20 @@ def _over_window(
         if not trials:
             continue
         times, low, middle, high = spread(trials)
-        style: Any = {
-            "color": COLOURS[index % len(COLOURS)], "linestyle": DASHES[index % len(DASHES)]
-        }  # fmt: skip
+        style = line_style(index)
         axes.plot(times, middle, label=short_name(method), linewidth=1.4, **style)
         if len(trials) > 1:
             repeated = True
             axes.fill_between(times, low, high, color=style["color"], alpha=0.18, linewidth=0)
         last[method] = middle[-1]
     if not last:
-        reason = (
-            "predicted, not run" if group.kind == "predicted" else "not available on this machine"
-        )
-        return nothing_to_show(figure, axes, name, title, f"{what}: {reason}")
+        if group.kind == "predicted":
+            return nothing_to_show(name, title, "predicted, not run")
+        # A run leaves all of the paper's figures; what no sensor could tell, one says in words.
+        axes.set_axis_off()
+        reason = "not available on this machine"
+        axes.text(0.5, 0.5, f"{label}: {reason}", ha="center", va="center", wrap=True)
+        return nothing_to_show(name, title, reason, figure)
     axes.set_xlabel("time in the window (s)")
     axes.set_ylabel(label)
     axes.set_xlim(left=0)
@@ -320,7 +333,7 @@ def spread(trials: Sequence[pd.DataFrame]) -> tuple[np.ndarray, ...]:
 
 
 def _median_trials(group: Group) -> pd.DataFrame:
-    """For each method the whole trial whose peak is the (lower) median: its parts add up."""
+    """For each method the one trial whose peak is the (lower) median: its parts add up."""
     rows = group.ok.dropna(subset=["peak_memory_bytes"])
     rows = rows[rows["method"].isin(rows["method"].drop_duplicates().head(MOST_METHODS))]
     chosen = [
@@ -357,11 +370,12 @@ def _axes(height: float) -> tuple[Figure, Axes]:
     return figure, figure.subplots()
 
 
-def nothing_to_show(figure: Figure, axes: Axes, name: str, title: str, text: str) -> Picture:
-    """A figure that says in words why it shows nothing."""
-    axes.set_axis_off()
-    axes.text(0.5, 0.5, text, ha="center", va="center", transform=axes.transAxes)
-    return Picture(name, title, f"Nothing to show: {text}.", text, figure, empty=True)
+def nothing_to_show(name: str, title: str, reason: str, figure: Figure | None = None) -> Picture:
+    return Picture(name, title, "", reason, figure, empty=True)
+
+
+def line_style(index: int) -> dict[str, Any]:
+    return {"color": COLOURS[index % len(COLOURS)], "linestyle": DASHES[index % len(DASHES)]}
 
 
 def short_name(name: str, most: int = 24) -> str:
@@ -371,14 +385,3 @@ def short_name(name: str, most: int = 24) -> str:
 
 def in_words(unit: str, values: Any) -> str:
     return ", ".join(f"{name} {significant(value)} {unit}" for name, value in values)
-
-
-@contextmanager
-def styled() -> Iterator[None]:
-    """What is drawn inside looks like the rest of the report.
-
-    Without complaints about letters of foreign names that the font does not have.
-    """
-    with warnings.catch_warnings(), matplotlib.rc_context(_STYLE):
-        warnings.filterwarnings("ignore", message="Glyph")
-        yield

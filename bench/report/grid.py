@@ -1,11 +1,12 @@
-"""One table, shown four ways: Markdown, LaTeX, a terminal, and (in `html.py`) a page.
+"""One table, shown four ways: Markdown, LaTeX, a terminal, and (in `page.py`) a page.
 
-What a cell holds comes from files that anybody may have written, so each rendering escapes it.
+The text of a cell comes from files that anybody may have written, so each rendering escapes it.
 """
 
 import html
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,17 +15,18 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 NOTHING = "–"
+Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell: what is shown, and what stands behind it."""
+    """A text, and the number behind it."""
 
     text: str
     value: float | None = None
-    """In the unit of its column; what a page sorts by."""
+    """In the unit of its column; the page sorts by it."""
     source: str | None = None
-    """Where the number came from, in words."""
+    """Of the number, in words."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ def significant(value: float) -> str:
     return f"{value:,.{decimals}f}"
 
 
-def as_rows(table: pd.DataFrame) -> list[dict[str, Any]]:
+def as_rows(table: pd.DataFrame) -> list[Row]:
     """The rows of a data frame, by the names of its columns."""
     return [{str(name): value for name, value in row.items()} for row in table.to_dict("records")]
 
@@ -74,7 +76,7 @@ def markdown(grid: Grid) -> str:
 
 
 def latex(grid: Grid) -> str:
-    """A booktabs table; wants `booktabs` and, where text is long, `tabularx`."""
+    """A table for the LaTeX packages `booktabs` and, where text is long, `tabularx`."""
     header, *rows = [[_latex_escape(cell) for cell in row] for row in _texts(grid)]
     if grid.numeric:
         begin, end = rf"\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}", r"\end{tabular}"

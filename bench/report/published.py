@@ -3,15 +3,14 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
-from types import MappingProxyType
 
 import pandas as pd
 
-from bench.errors import UserError
-from bench.report.grid import as_rows
+from ..errors import UserError
+from ..records.files import shipped
+from .grid import as_rows
 
-PUBLISHED_CSV = Path(__file__).parents[2] / "results" / "published.csv"
+PUBLISHED_CSV = shipped("published.csv")
 NAMES = {"patchddm": "PatchDDM-3D", "idm": "IDM"}
 """What the paper calls the methods that it measured."""
 _UNITS = {"GiB": 2**30}  # the other units are those of `runs.csv`
@@ -29,16 +28,13 @@ class Published:
 def costs() -> Mapping[tuple[str, str], Published]:
     """(method, column of `runs.csv`) -> what the paper says; Table 2 and §6.2."""
     rows = _read()
-    rows = rows[rows["modality"].isna()]
-    return MappingProxyType(
-        {
-            (row["method"], row["column"]): Published(
-                value=row["value"] * _UNITS.get(row["unit"], 1),
-                source=row["source"] + (f": {row['note']}" if pd.notna(row["note"]) else ""),
-            )
-            for row in as_rows(rows)
-        }
-    )
+    return {
+        (row["method"], row["column"]): Published(
+            value=row["value"] * _UNITS.get(row["unit"], 1),
+            source=row["source"] + (f": {row['note']}" if pd.notna(row["note"]) else ""),
+        )
+        for row in as_rows(rows[rows["modality"].isna()])
+    }
 
 
 def scores() -> pd.DataFrame:
@@ -47,10 +43,9 @@ def scores() -> pd.DataFrame:
     return rows[rows["modality"].notna()]
 
 
+@cache
 def _read() -> pd.DataFrame:
     columns = ["source", "method", "modality", "column", "value", "unit", "note"]
-    if not PUBLISHED_CSV.exists():  # installed from a wheel, which holds no results
-        return pd.DataFrame(columns=columns)
     try:
         return pd.read_csv(PUBLISHED_CSV)[columns]
     except (OSError, ValueError, KeyError) as error:

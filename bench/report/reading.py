@@ -1,79 +1,98 @@
 """Run folders as evidence: what may be compared with what, and what is wrong with it.
 
-Trials are put side by side only if they ran the same preset on the same data, device and
-versions: a `Group`. Runs that agree in all of that are pooled, their trials counting as repeats;
-runs that differ stay apart, and the report says in what.
+Trials are compared only if they ran the same preset on the same data, device and versions: a
+`Group`. Runs that agree in all of that, and in every setting of the methods that they share, are
+pooled, their trials counting as repeats; runs that differ stay apart, and the report says in what.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pandas as pd
 
-from bench.errors import UserError
-from bench.report.grid import as_rows, one_line
-from bench.results import Record, Run, Sample, column_names
+from ..errors import UserError
+from ..records.files import column_names, finished_lines, parse_table
+from ..records.folder import Run
+from ..records.rows import (
+    Fit,
+    Instant,
+    Learning,
+    Point,
+    Record,
+    Sample,
+    Score,
+    Setting,
+    Trained,
+)
+from .grid import as_rows, one_line
+from .tables import CostTable
 
-SIDE_TABLES = {
-    "quality.csv": {"source": str, "method": str, "modality": str, "column": str, "value": float},
-    "learning.csv": {"method": str, "step": float, "elapsed_s": float, "val_mse": float},
-    "scale.csv": {"method": str, "axis": str, "value": float, "peak_memory_bytes": float,
-                  "parameter_bytes": float, "gradient_bytes": float, "optimizer_bytes": float,
-                  "stored_bytes": float},
-    "timeline.csv": {"method": str, "repeat": float, "position": float, "phase": str,
-                     "parameter_bytes": float, "gradient_bytes": float, "optimizer_bytes": float,
-                     "activation_bytes": float, "other_bytes": float, "source": str},
-    "fit.csv": {"memory_bytes": float, "method": str, "volume": float, "batch_size": float,
-                "largest_volume": float},
+SIDE_TABLES: Mapping[str, type] = {
+    "quality.csv": Score, "learning.csv": Learning, "trained.csv": Trained, "scale.csv": Point,
+    "timeline.csv": Instant, "fit.csv": Fit,
 }  # fmt: skip
-"""What runs and other commands leave beside `runs.csv`, and the columns a report needs of it."""
-SIDE_OPTIONAL: Mapping[str, Mapping[str, type]] = {
-    "quality.csv": {"unit": str, "note": str, "protocol": str, "timestep": float, "sd": float,
-                    "count": float, "seed": float, "data": str},
-    "fit.csv": {"patch": float},
-    "timeline.csv": {"layer": str, "operator": str},
-    "learning.csv": {"seed": float, "energy_j": float, "energy_source": str, "val_mse_ema": float},
+"""What runs and other commands leave beside `runs.csv`."""
+QUALITY_TABLES = frozenset({"quality.csv", "learning.csv", "trained.csv"})
+SETTINGS = [
+    f.name
+    for f in fields(Setting)
+    if f.name
+    not in {
+        "preset", "preset_changes", "data", "device", "device_name",  # a group shares these
+        "seed", "started_at", "window_limit_s", "window_limit_steps",  # repeats may differ in these
+    }
+]  # fmt: skip
+"""Columns in which trials must agree to count as repeats of one another."""
+_VERSIONS = {
+    "torch": ("versions", "torch"), "CUDA": ("hardware", "cuda"),
+    "driver": ("hardware", "gpu_driver"), "idm-bench": ("versions", "idm-bench"),
+    "commit": ("git", "commit"),
 }  # fmt: skip
-"""And those that it uses where they are."""
-QUALITY_TABLES = frozenset({"quality.csv", "learning.csv"})
-WORKLOAD = ["volume", "patch", "batch_size", "channels", "precision"]
-_KEYS = {"method", "repeat", "status"}
-_TEXT = [f.name for f in fields(Record) if f.type == str | None]
-_NUMBERS = [f.name for f in fields(Record) if f.name not in {*_TEXT, *_KEYS}]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Group:
     """Trials that may be compared with each other."""
 
     records: pd.DataFrame
     """Rows of `runs.csv`, with `run` (the folder's name) and `trial` (its key in `samples`)."""
     samples: pd.DataFrame
-    preset: str
-    kind: str
-    """`measured` or `predicted`."""
-    device_name: str
-    data: str
-    runs: tuple[str, ...]
-    own_setting: bool
-    """Whether every method trains on what the preset says, no flag changing it."""
+    shared: Mapping[str, Any]
+    """Of all of them: source (`measured` or `predicted`), preset, data, device, versions."""
+
+    @property
+    def preset(self) -> str:
+        return str(self.shared["preset"])
+
+    @property
+    def kind(self) -> str:
+        return str(self.shared["source"])
 
     @property
     def name(self) -> str:
-        where = "" if self.kind == "predicted" else f" on {self.device_name}"
+        where = "" if self.kind == "predicted" else f" on {self.shared['device']}"
         return f"{self.preset}, {self.kind}{where}"
 
     @property
+    def runs(self) -> list[str]:
+        return list(dict.fromkeys(self.records["run"]))
+
+    @property
     def methods(self) -> list[str]:
-        return list(dict.fromkeys(self.records["method"]))
+        return self.costs.methods
 
     @property
     def ok(self) -> pd.DataFrame:
         return self.records[self.records["status"] == "ok"]
+
+    @cached_property
+    def costs(self) -> CostTable:
+        return CostTable(self.records)
 
 
 @dataclass
@@ -87,13 +106,13 @@ class Evidence:
     side_tables: dict[str, pd.DataFrame] = field(default_factory=dict)
     """Of `SIDE_TABLES`, those that are there, with `run`."""
     problems: list[str] = field(default_factory=list)
-    """What is missing, damaged, or not mixed, a line each."""
+    """What is missing, damaged, or not pooled, a line each."""
 
 
 def read_evidence(folders: Sequence[Path]) -> Evidence:
     """UserError for a folder that is not a run's; lesser damage becomes a line in `problems`."""
     evidence = Evidence()
-    pieces: list[tuple[tuple[object, ...], Group]] = []
+    groups: list[Group] = []
     for folder in dict.fromkeys(folder.resolve() for folder in folders):
         run = Run(folder)
         name = _free_name(folder.name, evidence.folders)
@@ -101,15 +120,49 @@ def read_evidence(folders: Sequence[Path]) -> Evidence:
             evidence.folders[name] = folder
             with suppress(UserError):  # only some of these commands leave one
                 evidence.environments[name] = run.environment()
-            continue
-        records, samples = _read(run, name, evidence)
-        for key, group in _split(records, samples, name):
-            pieces.append(((*key, *_versions(evidence.environments[name], name)), group))
-    _pool(pieces, evidence)
+        else:
+            groups += _read_groups(run, name, evidence)
+    evidence.groups = list(_pooled(groups, evidence.problems))
     return evidence
 
 
-def _read(run: Run, name: str, evidence: Evidence) -> tuple[pd.DataFrame, pd.DataFrame]:
+def changes_in_words(a: pd.DataFrame, b: pd.DataFrame, names: Iterable[str]) -> list[str]:
+    """A line a method: "idm has other settings: couplings 2 → 4.", of those that both recorded."""
+    found: dict[str, list[str]] = {}
+    for method, name, one, other in setting_changes(a, b, names):
+        if one is not None and other is not None:
+            found.setdefault(method, []).append(f"{name} {one} → {other}")
+    return [f"{method} has other settings: {', '.join(texts)}." for method, texts in found.items()]
+
+
+def setting_changes(
+    a: pd.DataFrame, b: pd.DataFrame, names: Iterable[str]
+) -> Iterator[tuple[str, str, Any, Any]]:
+    """Method, setting and its two values, where the rows of a method differ; None: not recorded."""
+    ours, theirs = (
+        {row["method"]: row for row in as_rows(table.drop_duplicates("method"))} for table in (a, b)
+    )
+    for method in (method for method in ours if method in theirs):
+        for name in names:
+            pair: list[Any] = [ours[method][name], theirs[method][name]]
+            pair = [None if pd.isna(value) else value for value in pair]
+            if pair[0] != pair[1]:
+                yield method, name, *pair
+
+
+def flat_environment(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """`hardware.processor` and its value, …; without the plan of every trial."""
+    if not isinstance(value, dict):
+        yield key, value
+        return
+    for name, inner in value.items():
+        if key or name != "trials":
+            yield from flat_environment(inner, f"{key}.{name}" if key else str(name))
+
+
+def _read_groups(run: Run, name: str, evidence: Evidence) -> Iterator[Group]:
+    """The groups within one run."""
+
     def say(text: str) -> None:
         evidence.problems.append(f"{name}: {text}")
 
@@ -119,19 +172,23 @@ def _read(run: Run, name: str, evidence: Evidence) -> tuple[pd.DataFrame, pd.Dat
     if twice.any():
         say(f"{twice.sum()} trials are recorded twice; the first record of each counts")
         records = records[~twice]
-    for column in ["method", *_TEXT]:
-        records[column] = records[column].map(one_line, na_action="ignore")
-    infinite = records[_NUMBERS].isin([math.inf, -math.inf])
+    _clean(records, Record)
+    floats = records.select_dtypes("float")
+    infinite = floats.isin([math.inf, -math.inf])
     if infinite.any(axis=None):
-        broken = ", ".join(infinite.columns[infinite.any()])
-        say(f"infinite values are left out ({broken})")
-        records[_NUMBERS] = records[_NUMBERS].mask(infinite)
-    predicted = (records["peak_memory_source"] == "predicted").all()
+        say(f"infinite values are left out ({', '.join(floats.columns[infinite.any()])})")
+        records[floats.columns] = floats.mask(infinite)
+    if records["preset_changes"].isna().any():
+        say("an older version wrote this run and did not record whether flags changed the preset: "
+            "it decides no claim")  # fmt: skip
+    predicted = records["peak_memory_source"].eq("predicted")
+    if set(records["peak_memory_source"].dropna()) == {"predicted"}:
+        predicted[:] = True  # also those that failed
+    environment = {}
     try:
         environment = run.environment()
     except UserError as error:
-        environment = {}
-        if predicted and not (run.folder / "environment.json").exists():
+        if predicted.all() and not (run.folder / "environment.json").exists():
             say("predictions that do not say with which version of torch they were made")
         else:
             say(f"environment.json: {_after_path(error)}; machine and versions are not known")
@@ -144,136 +201,91 @@ def _read(run: Run, name: str, evidence: Evidence) -> tuple[pd.DataFrame, pd.Dat
         samples = run.samples()
     except UserError as error:
         samples = pd.DataFrame(columns=column_names(Sample))
-        if not predicted:
+        if not predicted.all():
             say(f"samples.csv: {_after_path(error)}; no energy or temperature over time")
-    samples["method"] = samples["method"].map(one_line)
+    _clean(samples, Sample)
     for table in (records, samples):
         table["run"] = name
-        table["trial"] = _trial_keys(table)
+        table["trial"] = name + "\t" + table["method"] + "\t" + table["repeat"].astype(str)
     if records.empty:
         say("no trial was recorded")
-    return records, samples
+    versions = {
+        key: _at(environment, *where) if environment else f"not recorded by {name}"
+        for key, where in _VERSIONS.items()
+    }
+    keys = [predicted.map({True: "predicted", False: "measured"}).rename("source")]
+    for column, key in (("preset", "preset"), ("data", "data"), ("device_name", "device")):
+        keys.append(records[column].fillna("not recorded").rename(key))
+    for values, rows in records.groupby(keys, sort=False):
+        shared = dict(zip((str(key.name) for key in keys), map(str, values), strict=True))
+        own = samples[samples["trial"].isin(set(rows["trial"]))]
+        yield Group(rows, own, {**shared, **versions})
 
 
 def _read_side_tables(folder: Path, name: str, evidence: Evidence) -> bool:
     """Whether there were any."""
-    found = False
-    for file, types in SIDE_TABLES.items():
-        if not (folder / file).exists():
-            continue
-        found = True
+    found = [file for file in SIDE_TABLES if (folder / file).exists()]
+    for file in found:
+        path, row_type = folder / file, SIDE_TABLES[file]
         try:
-            table = pd.read_csv(folder / file)
-            more = {c: kind for c, kind in SIDE_OPTIONAL.get(file, {}).items() if c in table}
-            table = table.astype(types | more)
-        except (OSError, ValueError, KeyError, TypeError):
-            evidence.problems.append(f"{name}: {file} cannot be read; it is left out")
+            table = parse_table(path, finished_lines(path), row_type)
+        except UserError as error:
+            evidence.problems.append(f"{name}: {file}: {_after_path(error)}; it is left out")
             continue
-        for column in (column for column, kind in (types | more).items() if kind is str):
-            text = table[column].map(one_line)
-            table[column] = text.where(table[column].notna()) if column in more else text
+        _clean(table, row_type)
         known = evidence.side_tables.get(file)
-        table = table.assign(run=name)
+        table["run"] = name
         evidence.side_tables[file] = table if known is None else pd.concat([known, table])
-    return found
+    return bool(found)
 
 
-def _split(
-    records: pd.DataFrame, samples: pd.DataFrame, run: str
-) -> Iterator[tuple[tuple[object, ...], Group]]:
-    """The groups within one run, each with what it must share to be pooled with another's."""
-    predicted = records["peak_memory_source"].eq("predicted")
-    if set(records["peak_memory_source"].dropna()) == {"predicted"}:
-        predicted[:] = True  # also those that came to nothing
-    kinds = predicted.map({True: "predicted", False: "measured"})
-    keys = [records[name].fillna("not recorded") for name in ("preset", "data", "device_name")]
-    for key, rows in records.groupby([kinds, *keys], sort=False):
-        kind, preset, data, device = map(str, key)
-        group = Group(
-            records=rows,
-            samples=samples[samples["trial"].isin(set(rows["trial"]))],
-            preset=preset, kind=kind, device_name=device, data=data, runs=(run,),
-            own_setting=_is_own_setting(rows, preset),
-        )  # fmt: skip
-        yield (kind, preset, data, device), group
+def _clean(table: pd.DataFrame, row_type: type) -> None:
+    """No line ends and control characters in the cells of text, which anybody may have written."""
+    for column in fields(row_type):
+        if not {int, float} & {column.type, *get_args(column.type)}:
+            table[column.name] = table[column.name].map(one_line, na_action="ignore")
 
 
-def _pool(pieces: Sequence[tuple[tuple[object, ...], Group]], evidence: Evidence) -> None:
-    pooled: list[tuple[tuple[object, ...], Group]] = []
-    for key, group in pieces:
-        for index, (other_key, other) in enumerate(pooled):
-            if key == other_key and _same_work(group, other):
-                pooled[index] = key, _merged(other, group)
-                evidence.problems.append(
-                    f"{group.name}: the trials of {' and '.join((*other.runs, *group.runs))} are "
-                    "counted together; same machine, versions and workload"
+def _pooled(groups: Iterable[Group], problems: list[str]) -> list[Group]:
+    pooled: list[Group] = []
+    for group in groups:
+        apart = [_differences(other, group) for other in pooled]
+        if {} in apart:
+            index = apart.index({})
+            other = pooled[index]
+            pooled[index] = replace(
+                other,
+                records=pd.concat([other.records, group.records], ignore_index=True),
+                samples=pd.concat([other.samples, group.samples], ignore_index=True),
+            )
+            problems.append(
+                f"{group.name}: the trials of {' and '.join([*other.runs, *group.runs])} are "
+                "counted together; same machine, versions and settings"
+            )
+            continue
+        for other, differences in zip(pooled, apart, strict=True):
+            if not {"preset", "source"} & set(differences):
+                problems.append(
+                    f"not counted together: {other.runs[0]} and {group.runs[0]} ({group.name}) "
+                    f"differ in {', '.join(differences.values())}"
                 )
-                break
-        else:
-            for other_key, other in pooled:
-                if other.preset == group.preset and other.kind == group.kind:
-                    evidence.problems.append(
-                        f"not mixed: {other.runs[0]} and {group.runs[0]} ({group.name}) differ in "
-                        f"{', '.join(_differences(key, other_key)) or 'workload'}"
-                    )
-            pooled.append((key, group))
-    evidence.groups = [group for _, group in pooled]
+        pooled.append(group)
+    return pooled
 
 
-_SHARED = ("source", "preset", "data", "device", "torch", "CUDA", "driver", "idm-bench", "commit")
-
-
-def _versions(environment: dict[str, Any], run: str) -> tuple[object, ...]:
-    """What else two runs must share; a run that does not say shares nothing."""
-    if not environment:
-        return (run,) * 5
-    return (
-        _at(environment, "versions", "torch"),
-        _at(environment, "hardware", "cuda"),
-        _at(environment, "hardware", "gpu_driver"),
-        _at(environment, "versions", "idm-bench"),
-        _at(environment, "git", "commit"),
-    )
-
-
-def _differences(key: tuple[object, ...], other: tuple[object, ...]) -> list[str]:
-    return [
-        f"{name} ({one_line(theirs)} and {one_line(ours)})"
-        for name, ours, theirs in zip(_SHARED, key, other, strict=True)
+def _differences(one: Group, other: Group) -> dict[str, str]:
+    """By what differs: "couplings (1 and 4)"."""
+    pairs = [(name, value, other.shared[name]) for name, value in one.shared.items()]
+    pairs += [pair[1:] for pair in setting_changes(one.records, other.records, SETTINGS)]
+    return {
+        name: f"{name} ({_known(ours)} and {_known(theirs)})"
+        for name, ours, theirs in pairs
         if ours != theirs
-    ]
+    }
 
 
-def _same_work(group: Group, other: Group) -> bool:
-    both = pd.concat([group.records, other.records])[["method", *WORKLOAD]]
-    return not both.drop_duplicates().duplicated("method").any()
-
-
-def _merged(one: Group, other: Group) -> Group:
-    return Group(
-        records=pd.concat([one.records, other.records], ignore_index=True),
-        samples=pd.concat([one.samples, other.samples], ignore_index=True),
-        preset=one.preset, kind=one.kind, device_name=one.device_name, data=one.data,
-        runs=(*one.runs, *other.runs), own_setting=one.own_setting and other.own_setting,
-    )  # fmt: skip
-
-
-def _is_own_setting(records: pd.DataFrame, preset: str) -> bool:
-    from bench.methods import METHODS  # knows the presets, and brings PyTorch
-    from bench.presets import PRESETS
-
-    if preset not in PRESETS:
-        return False
-    for row in as_rows(records[["method", *WORKLOAD]].drop_duplicates()):
-        method = METHODS.get(row.pop("method"))
-        if method is None:
-            return False
-        work = method.workload(preset)
-        own = {name: getattr(work, name) for name in WORKLOAD}
-        own["channels"] = " ".join(map(str, work.channels))
-        if any(pd.notna(value) and value != own[name] for name, value in row.items()):
-            return False
-    return True
+def _known(value: object) -> str:
+    return "not recorded" if value is None else one_line(value)
 
 
 def _missing_trials(environment: dict[str, Any], records: pd.DataFrame) -> Iterator[str]:
@@ -283,10 +295,6 @@ def _missing_trials(environment: dict[str, Any], records: pd.DataFrame) -> Itera
         method, repeat = _at(trial, "method"), _at(trial, "repeat")
         if isinstance(method, str) and isinstance(repeat, int) and (method, repeat) not in there:
             yield f"{one_line(method)}, repeat {repeat},"
-
-
-def _trial_keys(table: pd.DataFrame) -> pd.Series:
-    return table["run"] + "\t" + table["method"] + "\t" + table["repeat"].astype(str)
 
 
 def _free_name(name: str, taken: dict[str, Path]) -> str:

@@ -1,4 +1,4 @@
-"""Peak memory against depth, volume and batch, with the slope of each line written beside it."""
+"""Peak memory against depth, volume and batch, each line with its slope."""
 
 from pathlib import Path
 
@@ -6,9 +6,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from bench.report.figures import COLOURS, DASHES, styled
-from bench.report.grid import as_rows
-from bench.sizes import GIB, show_size
+from ..sizes import GIB, show_size
+from .figures import Picture, line_style, styled
+from .grid import as_rows
 
 PANELS = {
     "couplings": ("couplings a level and branch", "coupling"),
@@ -17,19 +17,16 @@ PANELS = {
 }
 
 
+@styled()
 def write_scaling(points: pd.DataFrame, slopes: pd.DataFrame, out: Path) -> list[Path]:
     """`scale.png` and `.pdf` from the rows of `scale.csv` and `scale_slopes.csv`."""
     methods = list(dict.fromkeys(points["method"]))
-    with styled():
-        figure = Figure(figsize=(10.2, 3.7))
-        for axes, axis in zip(figure.subplots(1, 3), PANELS, strict=True):
-            _draw(axes, axis, points[points["axis"] == axis], slopes, methods)
-        handles, labels = figure.axes[1].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside upper left", ncols=len(labels), fontsize=8)
-        png, pdf = out / "scale.png", out / "scale.pdf"
-        figure.savefig(png, metadata={"Software": None})
-        figure.savefig(pdf, metadata={"CreationDate": None, "Producer": None, "Creator": None})
-    return [png, pdf]
+    figure = Figure(figsize=(10.2, 3.7))
+    for axes, axis in zip(figure.subplots(1, 3), PANELS, strict=True):
+        _draw(axes, axis, points[points["axis"] == axis], slopes, methods)
+    handles, labels = figure.axes[1].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper left", ncols=len(labels), fontsize=8)
+    return Picture("scale", "Peak memory against depth, volume and batch", "", "", figure).save(out)
 
 
 def _draw(
@@ -39,23 +36,19 @@ def _draw(
     scale = 1e6 if axis == "volume" else 1
     ends = []
     for slope in as_rows(slopes[slopes["axis"] == axis]):
-        style = methods.index(slope["method"])
+        style = line_style(methods.index(slope["method"]))
         line = points[points["method"] == slope["method"]].sort_values("amount")
         x, y = line["amount"] / scale, line["peak_memory_bytes"] / GIB
-        colour = COLOURS[style % len(COLOURS)]
-        axes.plot(
-            x, y, "o", markersize=3.5, color=colour, linestyle=DASHES[style % len(DASHES)],
-            linewidth=1.4, label=slope["method"],
-        )  # fmt: skip
+        axes.plot(x, y, marker="o", markersize=3.5, linewidth=1.4, label=slope["method"], **style)
         text = f"{show_size(slope['peak'])} a {unit}"
-        if axis == "couplings":  # is it depth that is stored, or only more weights?
+        if axis == "couplings":  # whether the step stores more, or only has more weights
             text += f",\n{show_size(slope['stored'])} of it stored"
-        ends.append((y.iloc[-1], x.iloc[-1], text, colour, slope["method"]))
+        ends.append((y.iloc[-1], x.iloc[-1], text, style["color"], slope["method"]))
     axes.set_xlabel(label)
     axes.set_ylim(bottom=0)
     axes.set_xlim(left=0)
     if axis == "couplings":
-        axes.set_ylabel("peak of a training step (GiB)")
+        axes.set_ylabel("peak of a training step, live tensors (GiB)")
     _label_ends(axes, ends)
 
 
@@ -67,7 +60,7 @@ def _label_ends(axes: Axes, ends: list[tuple[float, float, str, str, str]]) -> N
     furthest = max(x for _, x, *_ in ends)
     at = float("-inf")
     for y, x, text, colour, method in sorted(ends):
-        if x < furthest:  # ends amid the other lines: written where none is, with its name
+        if x < furthest:  # it ends between other lines: written where none is, with its name
             axes.text(
                 0.03, 0.97, f"{method}: {text}", transform=axes.transAxes, fontsize=7, color=colour,
                 va="top",

@@ -1,28 +1,33 @@
-"""Table 1 of the paper: how good the images are. Published rows first, then what was trained here.
-
-A row of `quality.csv` is a `bench.quality.scoring.Score`; this file knows its columns, not the code
-that computed it.
-"""
+"""Table 1 of the paper: how good the images are. Published rows first, then those of these runs."""
 
 import math
 import re
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from statistics import fmean
 from typing import Any
 
 import pandas as pd
 
-from bench.report import published
-from bench.report.grid import NOTHING, Cell, Grid, as_rows, significant
-from bench.report.quality import name_runs
-from bench.report.tables import GIB, Row, write
+from ..records.files import column_names
+from ..records.rows import Score
+from ..sizes import GIB
+from . import published
+from .grid import NOTHING, Cell, Grid, Row, as_rows, significant
+from .learning import name_runs
 
 HEADLINE = 500
 """The timestep of Table 1: t = T/4 of the schedule's T = 2,000."""
-OPTIONAL = ("protocol", "timestep", "sd", "count", "seed", "data")
-"""Columns that a `quality.csv` from elsewhere may lack."""
+_COLUMNS = column_names(Score)
+_COLUMNS.insert(_COLUMNS.index("protocol"), "origin")
 BEST_BATCH, VALIDATION = "best-batch", "validation"
 _SCORES = ("psnr", "psnr_noisy", "ssim", "mae")
+LABELS = {
+    "psnr": "PSNR (dB)", "psnr_noisy": "noisy input (dB)", "ssim": "SSIM", "mae": "MAE of ε",
+    "mse": "MSE of ε", "ms_ssim": "MS-SSIM, samples", "ms_ssim_real": "MS-SSIM, real",
+    "histogram_distance": "histogram distance", "histogram_distance_real": "distance, real",
+    "sampling_start": "from t", "sampling_peak_memory_bytes": "peak memory, live (GiB)",
+}  # fmt: skip
 _SAMPLED = re.compile(r"dd[a-z-]+-\d+")
 """A protocol that is a sampler and its steps: `ddpm-2000`."""
 _SAMPLES = ("ms_ssim", "ms_ssim_real", "histogram_distance", "histogram_distance_real")
@@ -34,88 +39,89 @@ _DATA = {
 }
 
 
-def table1(quality: pd.DataFrame | None = None) -> pd.DataFrame:
-    """All rows as numbers: the published ones (`origin` paper), then those of `quality` (here)."""
-    rows = published.scores().assign(origin="paper").reindex(
-        columns=["source", "method", "modality", "column", "value", "unit", "note", "origin",
-                 *OPTIONAL]
-    )  # fmt: skip
+def score_table(quality: pd.DataFrame | None = None) -> pd.DataFrame:
+    """All rows as numbers: the published ones (`origin` paper), then those of `quality` (here).
+
+    Args:
+        quality: rows of `quality.csv` (`bench.records.rows.Score`), and maybe `run`.
+    """
+    rows = [published.scores().assign(origin="paper")]
     if quality is not None and not quality.empty:
-        here = name_runs(quality).assign(origin="here").reindex(columns=rows.columns)
-        rows = pd.concat([rows.astype(object), here.astype(object)], ignore_index=True)
-    return rows
+        numbers = dict.fromkeys(("timestep", "count", "seed"), float)
+        rows.append(name_runs(quality).assign(origin="here").astype(numbers))
+    every = [each.reindex(columns=_COLUMNS).astype(object) for each in rows]
+    return pd.concat(every, ignore_index=True)
 
 
-def table1_grid(quality: pd.DataFrame | None = None) -> Grid:
+def score_rows(table: pd.DataFrame) -> list[Row]:
+    """The rows of `score_table`, None where a cell is empty."""
+    return [
+        {name: None if pd.isna(value) else value for name, value in row.items()}
+        for row in as_rows(table)
+    ]
+
+
+def table1_grid(rows: Sequence[Row]) -> Grid:
     """A row a method, modality and protocol, at t = T/4; published rows are marked as such."""
-    rows = [row for row in _rows(quality) if row["timestep"] in (None, HEADLINE)]
-    rows = [row for row in rows if row["column"] in _SCORES]
+    rows = [r for r in rows if r["timestep"] in (None, HEADLINE) and r["column"] in _SCORES]
     modalities = list(dict.fromkeys(row["modality"] for row in rows))
     rows.sort(key=lambda row: modalities.index(row["modality"]))
     shown = []
-    for (modality, method, origin, _, _), of_row in _grouped(rows, _KEYS).items():
-        name = published.NAMES.get(method, method) if origin == "paper" else method
+    for (modality, method, origin, _, _), of_row in grouped(rows, _KEYS).items():
+        quoted = origin == "paper"
+        name = published.NAMES.get(method, method) if quoted else method
         shown.append(
             (
-                Cell(f"{name}, {str(modality).upper()}"),
-                Cell("published" if origin == "paper" else "here"),
-                Cell(_protocol(of_row)),
-                *(_cell(of_row, column) for column in _SCORES),
+                _label(name, modality), Cell("published" if quoted else "here"),
+                Cell(_protocol(of_row)), *(score_cell(of_row, column) for column in _SCORES),
             )
-        )
+        )  # fmt: skip
     return Grid(
         "Table 1", _caption(rows),
-        ("", "from", "protocol", "PSNR (dB)", "noisy input (dB)", "SSIM", "MAE of ε"),
+        ("", "from", "protocol", *(LABELS[column] for column in _SCORES)),
         tuple(shown), tuple(_notes(rows)),
     )  # fmt: skip
 
 
-def noise_levels_grid(quality: pd.DataFrame | None = None) -> Grid | None:
-    """What was trained here at every timestep that was scored, over the validation volumes."""
-    rows = [row for row in _rows(quality) if row["protocol"] == VALIDATION and row["timestep"]]
-    if not rows:
-        return None
-    shown = [
+def noise_levels_grid(rows: Sequence[Row]) -> Grid:
+    """The scores of these runs at every timestep, over the validation volumes."""
+    rows = [row for row in rows if row["protocol"] == VALIDATION and row["timestep"]]
+    shown = (
         (
-            Cell(f"{method}, {str(modality).upper()}"),
-            Cell(f"{step:g}", step),
-            *(_cell(at_step, column) for column in (*_SCORES, "mse")),
+            _label(method, modality), Cell(f"{step:g}", step),
+            *(score_cell(at_step, column) for column in (*_SCORES, "mse")),
         )
-        for (modality, method, *_), of_method in _grouped(rows, _KEYS).items()
-        for (step,), at_step in sorted(_grouped(of_method, ["timestep"]).items())
-    ]
+        for (modality, method, *_), of_method in grouped(rows, _KEYS).items()
+        for (step,), at_step in sorted(grouped(of_method, ["timestep"]).items())
+    )  # fmt: skip
     return Grid(
         "Table 1, at other noise levels",
         "Validation volumes, mean ± standard deviation; t of 2,000, later is noisier.",
-        ("", "t", "PSNR (dB)", "noisy input (dB)", "SSIM", "MAE of ε", "MSE of ε"),
+        ("", "t", *(LABELS[column] for column in (*_SCORES, "mse"))),
         tuple(shown), tuple(_seeds_note(rows)),
     )  # fmt: skip
 
 
-def samples_grid(quality: pd.DataFrame | None = None) -> Grid | None:
-    """Samples beside real volumes, and what sampling takes; None where nothing was sampled."""
-    rows = [row for row in _rows(quality) if _SAMPLED.fullmatch(str(row["protocol"]))]
-    if not rows:
-        return None
+def samples_grid(rows: Sequence[Row]) -> Grid:
+    """Generated volumes beside real ones, and the cost of generating them."""
+    rows = [row for row in rows if _SAMPLED.fullmatch(str(row["protocol"]))]
     shown = []
-    for (method, protocol, _), drawn in _grouped(rows, ["method", "protocol", "data"]).items():
+    for (method, protocol, _), drawn in grouped(rows, ["method", "protocol", "data"]).items():
         sampler, _, steps = str(protocol).rpartition("-")
-        start = _cell(drawn, "sampling_start")
-        memory = _cell(drawn, "sampling_peak_memory_bytes", 1 / GIB)
-        for (modality,), of_modality in _grouped(drawn, ["modality"]).items():
-            if not any(row["column"] in _SAMPLES for row in of_modality):
-                continue
-            shown.append(
-                (
-                    Cell(f"{method}, {str(modality).upper()}"), Cell(sampler),
-                    Cell(steps, float(steps)), start,
-                    *(_cell(of_modality, column) for column in _SAMPLES), memory,
-                )
-            )  # fmt: skip
+        start = score_cell(drawn, "sampling_start")
+        memory = score_cell(drawn, "sampling_peak_memory_bytes")
+        shown += [
+            (
+                _label(method, modality), Cell(sampler), Cell(steps, float(steps)), start,
+                *(score_cell(of_modality, column) for column in _SAMPLES), memory,
+            )
+            for (modality,), of_modality in grouped(drawn, ["modality"]).items()
+            if any(row["column"] in _SAMPLES for row in of_modality)
+        ]  # fmt: skip
     return Grid(
         "Table 1, samples", "Generated volumes beside real ones.",
-        ("", "sampler", "steps", "from t", "MS-SSIM, samples", "MS-SSIM, real",
-         "histogram distance", "distance, real", "peak memory (GiB)"),
+        ("", "sampler", "steps", LABELS["sampling_start"],
+         *(LABELS[column] for column in _SAMPLES), LABELS["sampling_peak_memory_bytes"]),
         tuple(shown),
         (
             "MS-SSIM: mean over pairs of volumes of the same set, ± standard deviation. Samples "
@@ -125,7 +131,7 @@ def samples_grid(quality: pd.DataFrame | None = None) -> Grid | None:
             "other.",
             "From t: the timestep at which sampling begins, 1999 with pure noise; ddpm-mean begins "
             "lower, with the mean training volume under the noise of that timestep.",
-            "Peak memory: live tensor storages in one denoising step of all samples at once, "
+            "Peak memory, live: of the tensors in one denoising step of all samples at once, "
             "without gradients.",
             *_seeds_note(rows),
         ),
@@ -133,36 +139,27 @@ def samples_grid(quality: pd.DataFrame | None = None) -> Grid | None:
 
 
 def samplers(quality: pd.DataFrame | None) -> list[str]:
-    """By what the samples of these rows were drawn: `ddpm-2000`, …"""
-    protocols = () if quality is None or "protocol" not in quality else quality["protocol"]
+    """Of the samples that these rows score: `ddpm-2000`, …"""
+    protocols = () if quality is None else quality["protocol"]
     return [name for name in dict.fromkeys(map(str, protocols)) if _SAMPLED.fullmatch(name)]
 
 
-def grids(quality: pd.DataFrame | None = None) -> list[Grid]:
-    """All that is shown of a quality run."""
-    made = (table1_grid(quality), noise_levels_grid(quality), samples_grid(quality))
-    return [grid for grid in made if grid is not None]
+def table1_grids(rows: Sequence[Row]) -> list[Grid]:
+    """Of those about these runs, the ones that have rows."""
+    others = (noise_levels_grid(rows), samples_grid(rows))
+    return [table1_grid(rows), *(grid for grid in others if grid.rows)]
 
 
-def write_table1(out: Path, quality: pd.DataFrame | None = None) -> list[Path]:
-    """`table1.csv` with every row, `.md` and `.tex` with the grids."""
-    return write(out, "table1", table1(quality), grids(quality))
-
-
-def _rows(quality: pd.DataFrame | None) -> list[Row]:
-    """The rows of `table1`, None where a cell is empty."""
-    return [
-        {name: None if pd.isna(value) else value for name, value in row.items()}
-        for row in as_rows(table1(quality))
-    ]
-
-
-def _grouped(rows: Sequence[Row], names: Sequence[str]) -> dict[tuple[Any, ...], list[Row]]:
+def grouped(rows: Sequence[Row], names: Sequence[str]) -> dict[tuple[Any, ...], list[Row]]:
     """By the values of these columns, in the order in which they come."""
     groups: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
         groups.setdefault(tuple(row[name] for name in names), []).append(row)
     return groups
+
+
+def _label(method: str, modality: str) -> Cell:
+    return Cell(f"{method}, {modality.upper()}")
 
 
 def _protocol(rows: Sequence[Row]) -> str:
@@ -177,26 +174,28 @@ def _protocol(rows: Sequence[Row]) -> str:
     return "best batch of 2" if own else "its authors'"
 
 
-def _cell(rows: Sequence[Row], column: str, scale: float = 1.0) -> Cell:
+def score_cell(rows: Sequence[Row], column: str) -> Cell:
     """The number of one seed with its deviation, or of several their mean, least and most."""
+    scale = 1 / GIB if column.endswith("_bytes") else 1.0
     rows = [row for row in rows if row["column"] == column and row["value"] is not None]
     if not rows:
         return Cell(NOTHING)
     values = [float(row["value"]) * scale for row in rows]
-    mean = sum(values) / len(values)
+    mean = fmean(values)
     if rows[0]["origin"] == "paper":
-        text = f"{mean:g}"
-    else:
-        text = _digits(column, mean)
-        low, high = _digits(column, min(values)), _digits(column, max(values))
-        if low != high:
-            text += f" [{low}, {high}]"
-        elif len(values) == 1 and rows[0]["sd"] is not None:
-            text += f" ± {_digits(column, float(rows[0]['sd']) * scale)}"
+        return Cell(f"{mean:g}", mean, _source(rows))
+    text = mean_and_range(values, partial(digits, column))
+    if len(values) == 1 and rows[0]["sd"] is not None:
+        text += f" ± {digits(column, float(rows[0]['sd']) * scale)}"
     return Cell(text, mean, _source(rows))
 
 
-def _digits(column: str, value: float) -> str:
+def mean_and_range(values: Sequence[float], show: Callable[[float], str]) -> str:
+    low, high = show(min(values)), show(max(values))
+    return show(fmean(values)) + (f" [{low}, {high}]" if low != high else "")
+
+
+def digits(column: str, value: float) -> str:
     """As many decimals for all methods: a column is read from top to bottom."""
     if not math.isfinite(value):
         return f"{value:g}"
@@ -227,21 +226,21 @@ def _notes(rows: Sequence[Row]) -> Iterator[str]:
     here = [row for row in rows if row["origin"] == "here"]
     yield (
         "Published: quoted from the paper, which took AGGrGAN, CycleGAN and MT-Net from their own "
-        "publications: the rows are not of one protocol."
+        "publications: the rows follow different protocols."
     )
     yield (
-        "The paper does not say at which timestep its PSNR and SSIM were taken, of which volume, "
-        "nor what its MAE is the error of."
+        "The paper does not say at which timestep and of which volume its PSNR and SSIM were "
+        "taken, nor of what its MAE is the error."
     )
     if not here:
-        yield "No quality run among these results: nothing is measured here."
+        yield "These results have no quality run: only published rows are shown."
         return
     yield (
         "Here, at t = T/4: PSNR = 10 log (1 / MSE) in dB, and SSIM (3D, Gaussian window of 11 "
         "voxels, σ 1.5), of the volume that the denoiser finds under the noise, clamped to the "
-        "data range [0, 1], against the true one; higher is better. Noisy input: PSNR of the same "
-        "with ε = 0. MAE: mean absolute error of ε, whose standard deviation is 1; lower is "
-        "better, 0.798 is predicting no noise."
+        "data range [0, 1], compared with the true one; higher is better. Noisy input: PSNR of the "
+        "same with ε = 0. MAE: mean absolute error of ε, whose standard deviation is 1; lower is "
+        "better; a network that always predicts 0 has an error of 0.798."
     )
     yield (
         "Best batch: the paper's protocol, the single batch of validation volumes with the highest "
@@ -249,12 +248,12 @@ def _notes(rows: Sequence[Row]) -> Iterator[str]:
     )
     if any(row["data"] == "phantom" for row in here):
         yield (
-            "Scores on the embedded brains are no BraTS scores: they vary around one anatomy, and "
-            "may be compared with each other only."
+            "Scores on the embedded brains are no BraTS scores: the brains vary around one "
+            "anatomy. Compare them with each other only."
         )
     yield from _seeds_note(here)
 
 
 def _seeds_note(rows: Sequence[Row]) -> Iterator[str]:
     if len({row["seed"] for row in rows}) > 1:
-        yield "Of several seeds: their mean, in brackets the least and the most of them."
+        yield "Of several seeds: their mean, in brackets the least and the most."

@@ -1,7 +1,6 @@
-"""Memory over a training step, method by method on the same axes: why inversion saves memory."""
+"""Memory over a training step, a panel a method, all to one scale."""
 
 import itertools
-from typing import Any
 
 import matplotlib
 import numpy as np
@@ -9,7 +8,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from bench.report.figures import (
+from ..records.rows import describe_place
+from ..sizes import GIB
+from .figures import (
     INK,
     MOST_METHODS,
     PART_COLOURS,
@@ -20,20 +21,19 @@ from bench.report.figures import (
     short_name,
     styled,
 )
-from bench.report.grid import significant
-from bench.results import describe_place
-from bench.sizes import GIB
+from .grid import significant
 
 _PHASES = ("forward", "backward", "optimizer")
 _COLUMNS = [f"{part}_bytes" for part in PARTS]
 
 
+@styled()
 def draw_timelines(rows: pd.DataFrame, name: str) -> Picture:
     """A panel a method, memory to one scale.
 
     Args:
-        rows: of `timeline.csv` (`bench.results.Instant`); of a method that has several repeats the
-            first is drawn, because they are the same.
+        rows: of `timeline.csv` (`bench.records.rows.Instant`); of a method that has several repeats
+            the first is drawn, because they are the same.
         name: of the run or the preset, for the caption.
     """
     title = "Memory over one training step"
@@ -42,41 +42,38 @@ def draw_timelines(rows: pd.DataFrame, name: str) -> Picture:
     rows = rows[rows["repeat"] == rows.groupby("method")["repeat"].transform("min")]
     rows = rows.assign(total=rows[_COLUMNS].sum(axis=1).astype(float) / GIB)
     methods = list(dict.fromkeys(rows.sort_index()["method"]))[:MOST_METHODS]
-    with styled(), matplotlib.rc_context({"axes.grid": False}):
-        figure = Figure(figsize=(7.2, 0.95 + 1.55 * max(1, len(methods))))
-        panels: Any = figure.subplots(
-            max(1, len(methods)), 1, sharex=True, sharey=True, squeeze=False
-        )[:, 0]
-        if not methods:
-            return nothing_to_show(figure, panels[0], "timeline", title, "no step was followed")
-        peaks = {}
-        for axes, method in zip(panels, methods, strict=True):
-            of_method = rows[rows["method"] == method]
-            peaks[method] = of_method["total"].max()
-            _draw(axes, of_method)
-        panels[0].set_xlim(0, 1)
-        panels[0].set_ylim(0, max(peaks.values()) * 1.22 or 1)
-        panels[-1].set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "25", "50", "75", "100 %"])
-        panels[-1].set_xlabel("share of the step, each operator as long as on an ideal RTX A5000")
-        figure.supylabel("live tensors (GiB)", fontsize=8)
-        handles = [
-            matplotlib.patches.Patch(color=PART_COLOURS[part], label=label)
-            for part, label in PARTS.items()
-        ]
-        figure.legend(
-            handles=handles, loc="outside upper left", ncols=5, handlelength=1.0, columnspacing=1.4
-        )
-        sources = ", ".join(dict.fromkeys(rows["source"].dropna().astype(str)))
-        picture = Picture(
-            "timeline", title, f"{name}: what was alive when, in the one step that was followed. "
-            f"Source: {sources}.", "Peaks: " + in_words("GiB", peaks.items()), figure,
-        )  # fmt: skip
-        picture.lay_out()
-    return picture
+    if not methods:
+        return nothing_to_show("timeline", title, "no step was followed")
+    with matplotlib.rc_context({"axes.grid": False}):
+        figure = Figure(figsize=(7.2, 0.95 + 1.55 * len(methods)))
+        panels = figure.subplots(len(methods), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
+    peaks = {}
+    for axes, method in zip(panels, methods, strict=True):
+        of_method = rows[rows["method"] == method]
+        peaks[method] = of_method["total"].max()
+        _draw(axes, of_method)
+    panels[0].set_xlim(0, 1)
+    panels[0].set_ylim(0, max(peaks.values()) * 1.22 or 1)
+    panels[-1].set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "25", "50", "75", "100 %"])
+    panels[-1].set_xlabel("share of the step, each operator as long as on an ideal RTX A5000")
+    figure.supylabel("live tensors (GiB)", fontsize=8)
+    handles = [
+        matplotlib.patches.Patch(color=PART_COLOURS[part], label=label)
+        for part, label in PARTS.items()
+    ]
+    figure.legend(
+        handles=handles, loc="outside upper left", ncols=5, handlelength=1.0, columnspacing=1.4
+    )
+    sources = ", ".join(dict.fromkeys(rows["source"]))
+    return Picture(
+        "timeline", title,
+        f"{name}: live tensors over the one step that was followed. Source: {sources}.",
+        "Peaks: " + in_words("GiB live", peaks.items()), figure,
+    )  # fmt: skip
 
 
 def _draw(axes: Axes, rows: pd.DataFrame) -> None:
-    """The stack: what stays throughout at the bottom, what comes and goes on top."""
+    """The parts, stacked in the order of `PARTS`."""
     x = np.append(rows["position"], 1.0)
     floor = np.zeros(len(x))
     for part in PARTS:

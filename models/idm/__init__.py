@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
-from models.idm.network import IDM
-from models.idm.reversible import Backward, ReconstructionError, Region, ReversibleSequential
+from .network import IDM
+from .reversible import Backward, ReconstructionError, Region, ReversibleSequential
 
 __all__ = [
     "IDM",

@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.idm.coupling import CONVOLUTIONS, full_precision_if_thin
-from models.idm.reversible import Frame, Rewound, gradients
+from .coupling import CONVOLUTIONS, full_precision_if_thin
+from .reversible import Frame, Rewound, gradients
 
 HEAD_WIDTH = 64
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 
-from models.idm.reversible import Frame, Rewound, gradients, may_overwrite
+from .reversible import Frame, Rewound, gradients, may_overwrite
 
 CONVOLUTIONS: dict[int, type[nn.Conv2d] | type[nn.Conv3d]] = {2: nn.Conv2d, 3: nn.Conv3d}
 CONVOLVE = {2: F.conv2d, 3: F.conv3d}

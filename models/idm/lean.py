@@ -20,9 +20,10 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from models.idm.coupling import AdditiveCoupling, ConvolutionBlock
-from models.idm.network import IDM
-from models.idm.optimizer import AdamWInBackward
+from . import PUBLISHED as PUBLISHED
+from .coupling import AdditiveCoupling, ConvolutionBlock
+from .network import IDM
+from .optimizer import AdamWInBackward
 
 HALVES = ("x1", "x2")
 

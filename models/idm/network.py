@@ -17,10 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.idm.attention import InvertibleAttention
-from models.idm.coupling import CONVOLUTIONS, CONVOLVE, AdditiveCoupling, ConvolutionBlock
-from models.idm.resampling import ChannelMixing, Downsampling, OrthogonalLayer
-from models.idm.reversible import Backward, Region, Value
+from .attention import InvertibleAttention
+from .coupling import CONVOLUTIONS, CONVOLVE, AdditiveCoupling, ConvolutionBlock
+from .resampling import ChannelMixing, Downsampling, OrthogonalLayer
+from .reversible import Backward, Region, Value
 
 CONVOLVE_TRANSPOSED = {2: F.conv_transpose2d, 3: F.conv_transpose3d}
 

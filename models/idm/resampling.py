@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import orthogonal
 
-from models.idm.reversible import Frame, Rewound
+from .reversible import Frame, Rewound
 
 LARGEST_BLOCK = 64
 

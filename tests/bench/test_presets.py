@@ -61,26 +61,3 @@ def test_unknown_names_are_refused_in_one_line():
 
 def test_methods_are_taken_once_each_in_the_order_named():
     assert [m.name for m in find_methods(["idm", "unet", "idm"])] == ["idm", "unet"]
-
-
-def test_methods_know_nothing_of_the_harness():
-    """models/ and baselines/ import nothing of bench/; only bench/methods.py knows them."""
-    import ast
-    from pathlib import Path
-
-    root = Path(__file__).parents[2]
-
-    def imported(path: Path) -> set[str]:
-        names = set()
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Import):
-                names |= {alias.name.split(".")[0] for alias in node.names}
-            elif isinstance(node, ast.ImportFrom) and node.module:
-                names.add(node.module.split(".")[0])
-        return names
-
-    methods = [*root.glob("models/**/*.py"), *root.glob("baselines/**/*.py")]
-    assert len(methods) > 8
-    assert not [path for path in methods if "bench" in imported(path)]
-    knows = {p.name for p in root.glob("bench/**/*.py") if imported(p) & {"models", "baselines"}}
-    assert knows == {"methods.py"}

@@ -1,7 +1,7 @@
 """Trials so small that starting Python is most of their time, and a display that can act."""
 
-from collections.abc import Callable
-from dataclasses import asdict, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,18 +9,24 @@ import psutil
 
 from bench.commands import RunCommand
 from bench.data import open_source, prepare
-from bench.environment import describe_environment
+from bench.ddpm.step import Training
+from bench.harness.environment import describe_environment
+from bench.harness.runner import run_all
+from bench.harness.window import Window
 from bench.presets import Workload
-from bench.results import Record, Run, Sample, Step
-from bench.training import Training, Window
-from bench.trial import Plan
+from bench.records.files import to_json
+from bench.records.folder import Run
+from bench.records.rows import Record, Sample, Step
+from bench.run.fairness import EqualConditions
+from bench.run.plan import TrialPlan
+from bench.run.recorder import TrialRecorder
 
 FOREVER = Window(steps=10**6)
 
 
-def tiny_plan(folder: Path, **changes: Any) -> Plan:
+def tiny_plan(folder: Path, **changes: Any) -> TrialPlan:
     """IDM on 8³ under no probe, for three steps."""
-    plan = Plan(
+    plan = TrialPlan(
         method="idm",
         repeat=1,
         preset="small",
@@ -40,10 +46,10 @@ def volumes(folder: Path, side: int = 8) -> Path:
     return prepare(open_source("phantom", None, ("t1",), side, 0, 2), folder / "cache")
 
 
-def new_run(folder: Path, plans: list[Plan], **configuration: Any) -> Run:
+def new_run(folder: Path, plans: list[TrialPlan], **configuration: Any) -> Run:
     """A run folder as the command makes it, before its first trial."""
     run = Run.create(folder, "small")
-    configuration = asdict(RunCommand()) | {"out": str(folder), "idle": 0.0} | configuration
+    configuration = to_json(RunCommand()) | {"out": str(folder), "idle": 0.0} | configuration
     run.write_environment(
         describe_environment(["run_bench.py"], plans) | {"configuration": configuration}
     )
@@ -55,7 +61,7 @@ def workers() -> list[psutil.Process]:
     return [
         child
         for child in psutil.Process().children()
-        if child.status() != psutil.STATUS_ZOMBIE and "bench.trial" in child.cmdline()
+        if child.status() != psutil.STATUS_ZOMBIE and "bench.run.trial" in child.cmdline()
     ]
 
 
@@ -69,19 +75,47 @@ class Watcher:
         self.records: list[Record] = []
         self.notes: list[str] = []
 
-    def trial_begins(self, plan: Plan, number: int, total: int) -> None: ...
+    def begin(self, title: str, what: str) -> None: ...
 
     def stage(self, name: str) -> None: ...
 
-    def step(self, step: Step, fraction: float) -> None:
-        self.steps.append(step)
-        self.at_step(step)
+    def advance(self, fraction: float, figures: str) -> None: ...
 
-    def sample(self, sample: Sample) -> None:
-        self.samples.append(sample)
-
-    def trial_ends(self, record: Record) -> None:
-        self.records.append(record)
+    def end(self, text: str, ok: bool, notes: Sequence[str] = ()) -> None: ...
 
     def note(self, text: str) -> None:
         self.notes.append(text)
+
+    def step(self, step: Step) -> None:
+        self.steps.append(step)
+        self.at_step(step)
+
+
+class WatchedRecorder(TrialRecorder):
+    """Shows its watcher every row."""
+
+    display: Watcher
+
+    def progress(self, kind: str, event: dict[str, Any]) -> None:
+        super().progress(kind, event)
+        if kind == "step":
+            self.display.step(self.steps[-1])
+        elif kind == "sample":
+            self.display.samples.append(
+                Sample(method=self.plan.method, repeat=self.plan.repeat, **event)
+            )
+
+    def summary(self) -> str:
+        self.display.records.append(self.row)
+        return super().summary()
+
+
+def run_trials(
+    run: Run,
+    plans: Sequence[TrialPlan],
+    watcher: Watcher,
+    timeout: float | None = None,
+    conditions: EqualConditions | None = None,
+) -> None:
+    recorders = [WatchedRecorder(run, plan, watcher) for plan in plans]
+    run_all(recorders, watcher, timeout, conditions)

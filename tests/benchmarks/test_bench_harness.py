@@ -12,9 +12,10 @@ from pathlib import Path
 
 import torch
 
+from bench.ddpm.step import TrainingStep
+from bench.harness.window import Window
 from bench.methods import METHODS
 from bench.presets import Overrides
-from bench.training import TrainingStep, Window
 
 ROOT = Path(__file__).parents[2]
 

@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 import torch
 
+from bench.ddpm.step import TrainingStep
 from bench.methods import METHODS
 from bench.presets import Workload
 from bench.probes.energy import EnergyProbe, TdpMeter
 from bench.probes.host import HostProbe
-from bench.probes.sampling import sampling
-from bench.training import TrainingStep
+from bench.probes.polling import polling
+from bench.records.rows import Record
 
 BOUND = 0.01
 HERTZ = 10.0
@@ -56,7 +57,7 @@ def test_sampling_at_10_hz(benchmark, step):
 
     def pair() -> None:
         bare = window(step, nullcontext())
-        sampled = window(step, sampling(watching, HERTZ, lambda *_, **__: None, {}))
+        sampled = window(step, polling(watching, HERTZ, lambda *_, **__: None))
         rounds.append((sampled[0] / bare[0], sampled[1] / bare[1]))
 
     benchmark.pedantic(pair, rounds=PAIRS, warmup_rounds=1)
@@ -88,17 +89,20 @@ def test_one_reading(benchmark):
 
 def test_how_steady(benchmark, step):
     """Lateness of the readings beside a training loop that holds Python's lock most of the time."""
-    columns: dict = {}
+    row = Record(method="idm", repeat=1)
 
     def train() -> None:
-        columns.clear()
-        with sampling(probes(), HERTZ, lambda *_, **__: None, columns):
+        with polling(probes(), HERTZ, lambda *_, **__: None) as found:
             end = time.perf_counter() + 5
             while time.perf_counter() < end:
                 step()
+        for measurement in found:
+            row.take(measurement.columns())
 
     benchmark.pedantic(train, rounds=1)
-    rate, late = columns["sample_rate_hz"], columns["sample_late_p95_s"]
+    rate, late = row.sample_rate_hz, row.sample_late_p95_s
+    assert rate is not None
+    assert late is not None
     benchmark.extra_info |= {"rate_hz": rate, "late_p95_s": late}
     print(
         f"\nasked {HERTZ:g} Hz, got {rate:.2f} Hz; "

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from bench.report import write_reports
+from bench.report.write import write_reports
 from tests.bench.report.runs import METHODS, record, window, write_run
 
 BOUND_S = 20

@@ -6,6 +6,7 @@ is exact and nobody waits.
 
 import ctypes
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pynvml
 from bench.probes.energy import EnergyProbe, NvmlMeter
 from bench.probes.nvml import Card, CardProbe, CardUnavailable
 from bench.probes.temperature import open_thermometer
+from bench.records.rows import Record
 
 
 class ScriptedTime:
@@ -56,14 +58,16 @@ def window(script: str, start: float, seconds: float, hertz: float = 10.0) -> di
     begin, samples, periods = time.now, [], 0
     while periods / hertz < seconds:
         time.move_to(begin + periods / hertz)
-        samples.append({name: value for p in probes for name, value in p.sample().items()})
+        readings = [asdict(probe.sample()) for probe in probes]
+        samples.append({n: v for reading in readings for n, v in reading.items() if v is not None})
         periods += 1
     time.move_to(begin + seconds)
-    columns: dict[str, Any] = {"warnings": [], "contention": []}
+    row = Record(method="idm", repeat=1)
     for probe in reversed(probes):
-        for name, value in probe.stop().items():
-            columns[name] = columns[name] + value if isinstance(value, list) else value
-    return columns | {"begin": begin, "samples": samples}
+        row.take(probe.stop().columns())
+    columns = {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(row).items()}
+    found = {name: value for name, value in columns.items() if value is not None}
+    return found | {"begin": begin, "samples": samples}
 
 
 def which(script: str, index: int = 0, visible: str | None = None) -> tuple[str | None, list[str]]:

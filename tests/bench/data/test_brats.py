@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from bench.data import load, open_source, prepare
+from bench.data.geometry import bounding_cube, cut, resize, scale_intensity
 from bench.data.nifti import read_volume
-from bench.data.resampling import bounding_cube, cut, resize, scale_intensity
 from bench.errors import UserError
 from tests.volumes import BRATS_AFFINE, BRATS_SHAPE, make_brats_folder
 

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from bench.data import make_asset, open_source, phantom
+from bench.data import open_source, phantom
 from bench.data.phantom import ASSET, Phantom, brain
 from bench.errors import UserError
+from docs.figures import make_asset
 
 
 @pytest.fixture(scope="module")
@@ -152,8 +153,8 @@ def test_the_asset_is_what_its_script_makes_and_under_1_mb(tmp_path):
 
 def test_the_command_draws_a_contact_sheet_with_heads(tmp_path, monkeypatch):
     path = tmp_path / "docs" / "sheet.png"
-    monkeypatch.setattr(sys, "argv", ["bench.data", str(path)])
-    runpy.run_module("bench.data", run_name="__main__")
+    monkeypatch.setattr(sys, "argv", ["contact_sheet", str(path)])
+    runpy.run_module("docs.figures.contact_sheet", run_name="__main__")
     picture = imread(path)[..., :3].mean(-1)
     assert picture.shape[1] > 1000
     assert 0.1 < (picture > 0.2).mean() < 0.9

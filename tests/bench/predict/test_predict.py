@@ -11,13 +11,13 @@ import torch
 from torch import nn
 from torch.distributed._tools.mem_tracker import MemTracker
 
+from bench.ddpm.step import TrainingStep
 from bench.methods import METHODS
 from bench.predict import predict, predict_method
 from bench.presets import Overrides
-from bench.probes.flops import FlopProbe, forward_flops
+from bench.probes.cost import Phase, StepProbe
+from bench.probes.flops import forward_flops
 from bench.probes.memory import MemoryProbe, Part
-from bench.probes.step import Phase, StepProbe
-from bench.training import TrainingStep
 
 METHOD_NAMES = list(METHODS)
 
@@ -46,12 +46,10 @@ def trained_step(name, **overrides):
 @pytest.mark.parametrize("name", METHOD_NAMES)
 def test_every_method_at_small_is_predicted_to_the_byte(name):
     step, batch = trained_step(name)
-    memory = MemoryProbe(step.network, step.optimizer, "cpu", [batch])
-    flops = FlopProbe()
-    memory.start()
-    flops.start()
+    probe = StepProbe(step.network, step.optimizer, "cpu", [batch])
+    probe.start()
     step(batch)
-    measured = flops.stop() | memory.stop()
+    measured = probe.stop().columns()
     x_t, t, _, keywords = step.noised(batch)
     measured["flops_forward"] = forward_flops(step.network, x_t, t, **keywords)
     assert measured.pop("peak_memory_source") == "tensor-storages"
@@ -62,7 +60,7 @@ def test_every_method_at_small_is_predicted_to_the_byte(name):
     assert {key: columns[key] for key in measured} == measured
     assert columns["peak_memory_source"] == "predicted"
     assert sum(prediction.parts.values()) == prediction.peak_memory_bytes
-    assert allocations(prediction.changes) == allocations(memory.changes)
+    assert allocations(prediction.changes) == allocations(probe.changes)
 
 
 @pytest.mark.parametrize("name", METHOD_NAMES)
@@ -75,7 +73,7 @@ def test_memtracker_agrees_and_naming_layers_changes_nothing(name):
         probe = kind(step.network, step.optimizer, "cpu", [batch])
         probe.start()
         step(batch)
-        peak = probe.stop()["peak_memory_bytes"]
+        peak = probe.stop().peak_memory_bytes
         seen.append(allocations(probe.changes))
     tracker = MemTracker()
     # Its module hooks collect gradients in pairs and so keep them alive: 0.3 % of this peak.
@@ -121,12 +119,10 @@ def measure(network, batch, optimizer, loss):
         optimizer.step()
 
     step()
-    probe = MemoryProbe(network, optimizer, "cpu", [batch])
-    flops = FlopProbe()
+    probe = StepProbe(network, optimizer, "cpu", [batch])
     probe.start()
-    flops.start()
     step()
-    return flops.stop() | probe.stop()
+    return probe.stop().columns()
 
 
 OPTIMIZERS = {
@@ -183,7 +179,7 @@ def test_ones_own_loss_is_predicted_to_the_byte(function):
     loss(network, batch).backward()
     optimizer.step()
     measured = probe.stop()
-    assert prediction.peak_memory_bytes == measured["peak_memory_bytes"]
+    assert prediction.peak_memory_bytes == measured.peak_memory_bytes
 
 
 @pytest.mark.parametrize("function", [lambda x, y: x.mul_(y), lambda x, y: x.copy_(y)])

@@ -14,10 +14,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from bench.ddpm.step import make_state
 from bench.errors import UserError
 from bench.quality.checkpoint import Checkpoint, Progress
 from bench.quality.ema import Ema
-from bench.training import make_state
 from models.idm.optimizer import AdamWInBackward
 
 CPU = torch.device("cpu")
@@ -59,7 +59,8 @@ def test_everything_comes_back_to_the_last_bit(tmp_path, lean):
         one.optimizer.step()
         one.ema.update(1)
         one.rng.random()
-    progress = Progress("idm", 0, 3, 1, 0.1 + 0.2, 1e-17, "rapl", 0.3, 2, 0.7, 0.8, 99, "x")
+    peak = {"peak_memory_bytes": 99, "peak_memory_source": "x"}
+    progress = Progress("idm", 0, 3, 1, 0.1 + 0.2, 1e-17, "rapl", 0.3, 2, 0.7, 0.8, peak)
     one.write(progress)
     drawn = torch.randn(3), one.rng.random()
 

@@ -19,7 +19,7 @@ from bench.data.split import patient
 from bench.methods import METHODS
 from bench.predict import predict_method
 from bench.presets import Overrides
-from bench.quality.learning import QualityRun
+from bench.records.folder import QualityRun
 
 ROOT = Path(__file__).parents[3]
 EXACT = ["method", "seed", "step", "loss_train", "val_mse", "val_mse_ema", "learning_rate"]
@@ -142,7 +142,7 @@ def test_nothing_that_is_finished_is_trained_again(finished, monkeypatch, capsys
     before = [(run.folder / name).read_bytes() for name in files]
     monkeypatch.setattr(sys, "argv", ["bench", "quality", "--resume", str(run.folder)])
     assert cli.main() == 0
-    assert "2 of 2 trainings are finished, 0 to go on with" in capsys.readouterr().out
+    assert "2 of 2 trainings are finished, 0 to run" in capsys.readouterr().out
     assert [(run.folder / name).read_bytes() for name in files] == before
 
 

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from bench.quality.learning import QualityRun
-from bench.quality.sampling import read_nifti
+from bench.data.nifti import read_nifti
+from bench.records.folder import QualityRun
 from tests.bench.quality.trainings import tiny_plan, train
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from bench import cli
 from bench.methods import METHODS
-from bench.quality import scalars
+from bench.quality import tensorboard_log as scalars
 from tests.volumes import make_brats_folder
 
 

@@ -9,12 +9,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from bench.harness.window import Window
 from bench.methods import METHODS
 from bench.presets import Workload
-from bench.quality.learning import QualityRun
-from bench.quality.runner import run_trainings
-from bench.training import Window
-from tests.bench.quality.trainings import Watcher, losses, tiny_plan, train
+from bench.records.folder import QualityRun
+from tests.bench.quality.trainings import Watcher, losses, run_trainings, tiny_plan, train
 
 EVERYDAY = ("patchddm", "idm-lean")
 """A generator and an optimizer of their own."""
@@ -30,7 +29,7 @@ def worker() -> psutil.Process:
     (found,) = (
         child
         for child in psutil.Process().children()
-        if child.status() != psutil.STATUS_ZOMBIE and "bench.quality.trainee" in child.cmdline()
+        if child.status() != psutil.STATUS_ZOMBIE and "bench.quality.trainer" in child.cmdline()
     )
     return found
 

@@ -10,19 +10,13 @@ import torch
 from torch import Tensor
 
 from bench.data import open_source
-from bench.diffusion import Diffusion
+from bench.ddpm.diffusion import Diffusion
 from bench.quality import metrics
-from bench.quality.sampling import sampling_memory
-from bench.quality.scoring import (
-    HEADLINE,
-    TIMES,
-    Score,
-    best_batch,
-    score,
-    score_samples,
-)
-from bench.results import read_table, write_rows
-from tests.bench.quality.test_sampling import TwoConvolutions
+from bench.quality.evaluation import sampling_memory
+from bench.quality.scoring import HEADLINE, TIMES, best_batch, score, score_samples
+from bench.records.files import read_table, write_rows
+from bench.records.rows import Score
+from tests.bench.ddpm.test_samplers import TwoConvolutions
 
 
 @pytest.fixture(scope="module")
@@ -184,7 +178,7 @@ def test_samples_are_scored_beside_real_volumes(brains):
     assert values.loc[("t2", "histogram_distance"), "value"] == pytest.approx(expected)
     assert values.loc[("t2", "histogram_distance_real"), "value"] > 0
     peak = values.loc[("all", "sampling_peak_memory_bytes"), "value"]
-    assert peak == memory["peak_memory_bytes"]
+    assert peak == memory.peak_memory_bytes
     assert values.loc[("all", "sampling_start"), "value"] == 1999
 
 

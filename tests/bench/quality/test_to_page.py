@@ -7,14 +7,18 @@ import torch
 from torch import Tensor, nn
 
 from bench.data import open_source
+from bench.data.nifti import read_nifti, write_nifti
+from bench.ddpm.samplers import generate
 from bench.methods import METHODS
 from bench.presets import Overrides
-from bench.quality.sampling import generate, read_nifti, sampling_memory, write_nifti
-from bench.quality.scoring import Score, score, score_samples
-from bench.report import table1, write_reports
-from bench.report.quality import write_figure2
+from bench.quality.evaluation import sampling_memory
+from bench.quality.scoring import score, score_samples
+from bench.records.files import write_rows
+from bench.records.rows import Score
+from bench.report import table1
+from bench.report.figure2 import write_figure2
 from bench.report.reading import read_evidence
-from bench.results import write_rows
+from bench.report.write import write_reports
 
 MODALITY = ("t1", "t2")
 OVERRIDES = Overrides(volume=8, channels=(8, 16), modality=MODALITY)
@@ -53,7 +57,8 @@ def test_two_methods_and_two_modalities_from_a_network_to_the_page(tmp_path: Pat
 
     evidence = read_evidence([tmp_path])
     assert evidence.problems == []
-    first, levels, drawn = table1.grids(evidence.side_tables["quality.csv"])
+    table = table1.score_table(evidence.side_tables["quality.csv"])
+    first, levels, drawn = table1.table1_grids(table1.score_rows(table))
     here = [row for row in first.rows if row[1].text == "here"]
     assert [row[0].text for row in here] == [
         f"{method}, {modality}"

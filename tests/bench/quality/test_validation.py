@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from bench.diffusion import Diffusion
+from bench.ddpm.diffusion import Diffusion
 from bench.quality.validation import LEAST_PAIRS, Validation
 
 CPU = torch.device("cpu")

@@ -8,20 +8,23 @@ from pathlib import Path
 from typing import Any
 
 from bench.data import open_source, prepare
+from bench.ddpm.step import Training
+from bench.harness.runner import run_all
+from bench.harness.window import Window
+from bench.harness.worker import Events
 from bench.presets import Workload
-from bench.quality import trainee
-from bench.quality.learning import QualityRun
-from bench.quality.plan import Plan
-from bench.training import Training, Window
-from bench.worker import Events
+from bench.quality import trainer
+from bench.quality.plan import TrainingPlan
+from bench.quality.recorder import TrainingRecorder
+from bench.records.folder import QualityRun
 
 WORK = Workload(8, 8, 2, (8, 32), 1, "fp32")
 """Wide enough for idm-lean to keep moments as bytes (it does from 4,096 weights a tensor)."""
 
 
-def tiny_plan(run: QualityRun, **changes: Any) -> Plan:
+def tiny_plan(run: QualityRun, **changes: Any) -> TrainingPlan:
     """IDM on seven brains of 8³, for six steps with three validations, saved after each step."""
-    plan = Plan(
+    plan = TrainingPlan(
         method="idm",
         preset="small",
         work=WORK,
@@ -44,11 +47,11 @@ def volumes(folder: Path) -> Path:
 
 
 def train(
-    plan: Plan, stop_after: int | None = None, should_stop: Callable[[], bool] | None = None
+    plan: TrainingPlan, stop_after: int | None = None, should_stop: Callable[[], bool] | None = None
 ) -> list[dict[str, Any]]:
     """Carry a plan out in this process; what it told. A stop comes like Ctrl-C."""
     heard = io.StringIO()
-    trainee.run(plan, Events(heard), should_stop or (lambda: steps_in(heard) == stop_after))
+    trainer.run(plan, Events(heard), should_stop or (lambda: steps_in(heard) == stop_after))
     return [json.loads(line) for line in heard.getvalue().splitlines()]
 
 
@@ -81,3 +84,8 @@ class Watcher:
 
     def note(self, text: str) -> None:
         self.lines.append(text)
+
+
+def run_trainings(run: QualityRun, plans: list[TrainingPlan], watcher: Watcher) -> None:
+    """Each in a process of its own."""
+    run_all([TrainingRecorder(run, plan, watcher) for plan in plans], watcher)

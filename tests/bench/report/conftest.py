@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.report import write_reports
-from bench.results import Run
+from bench.records.folder import Run
+from bench.report.write import write_reports
 from tests.bench.report.runs import METHODS, full_run, predicted, record, write_run
 
 

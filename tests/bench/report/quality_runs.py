@@ -3,13 +3,15 @@
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from bench.quality.scoring import TIMES, UNITS, Score
-from bench.report.quality import write_figure2
-from bench.results import write_rows
+from bench.quality.scoring import TIMES, UNITS
+from bench.records.files import write_rows
+from bench.records.rows import Score, Trained
+from bench.report.figure2 import write_figure2
 from tests.bench.report.runs import ENVIRONMENT, GIB
 
 METHODS = ("idm", "patchddm")
@@ -78,11 +80,17 @@ def volumes(count: int, seed: int = 0) -> np.ndarray:
     return np.stack(balls)[:, None].astype(np.float32)
 
 
-def quality_run(folder: Path, seeds: int = 1) -> Path:
+def quality_run(
+    folder: Path, seeds: int = 1, methods: tuple[str, ...] = METHODS, **settings: Any
+) -> Path:
+    """`settings`: columns of `trained.csv`."""
     folder.mkdir(parents=True)
-    rows = [s for m in METHODS for seed in range(seeds) for s in scores(m, seed)]
-    write_rows(folder / "quality.csv", Score, rows)
-    learning(seeds=seeds).to_csv(folder / "learning.csv", index=False)
-    write_figure2(volumes(2), {m: volumes(2, i) for i, m in enumerate(METHODS, 1)}, folder)
-    (folder / "environment.json").write_text(json.dumps(ENVIRONMENT))
+    each = [(method, seed) for method in methods for seed in range(seeds)]
+    write_rows(folder / "quality.csv", Score, [row for one in each for row in scores(*one)])
+    learning(methods, seeds).to_csv(folder / "learning.csv", index=False)
+    values = {"status": "ok", "preset": "small", "learning_rate": 2e-4, "ema": 0.995, **settings}
+    trained = [Trained(method=method, seed=seed, **values) for method, seed in each]
+    write_rows(folder / "trained.csv", Trained, trained)
+    write_figure2(volumes(2), {m: volumes(2, i) for i, m in enumerate(methods, 1)}, folder)
+    (folder / "environment.json").write_text(json.dumps(ENVIRONMENT), encoding="utf-8")
     return folder

@@ -2,14 +2,16 @@
 
 import json
 import math
+from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from bench.methods import METHODS as METHODS_KNOWN
 from bench.presets import PRESETS
-from bench.results import Instant, Record, Run, Sample, write_rows
+from bench.records.files import write_rows
+from bench.records.folder import Run
+from bench.records.rows import Instant, Record, Sample, Work, setting_columns
 
 GIB = 2**30
 METHODS = ("unet", "checkpoint", "patchddm", "idm", "idm-stored")
@@ -33,17 +35,21 @@ def workload(method: str, preset: str) -> dict[str, Any]:
     """What the preset gives the method; made-up ones get what `paper` gives idm."""
     known = METHODS_KNOWN.get(method, METHODS_KNOWN["idm"])
     work = known.workload(preset if preset in PRESETS else "paper")
-    values = {name: getattr(work, name) for name in ("volume", "patch", "batch_size", "precision")}
-    return {**values, "channels": " ".join(map(str, work.channels))}
+    return setting_columns(work)
 
 
 def record(method: str, repeat: int = 1, preset: str = "paper", **changes: Any) -> Record:
-    """A trial that was ok; repeats differ by 1 % in time, energy and temperature."""
+    """A trial that was ok; repeats differ by 1 % in time, energy and temperature.
+
+    `changes` of the workload are flags that changed the preset.
+    """
+    flags = [f"{f.name} {changes[f.name]}" for f in fields(Work) if f.name in changes]
     peak = int(PEAKS.get(method, 5) * GIB)
     wobble = 1 + 0.01 * (repeat - 1)
     seconds, parameters = SECONDS.get(method, 1) * wobble, int(PARAMETERS.get(method, 10) * 1e6)
     values: dict[str, Any] = {
-        "method": method, "repeat": repeat, "status": "ok", "preset": preset, "data": "phantom",
+        "method": method, "repeat": repeat, "status": "ok", "preset": preset,
+        "preset_changes": ", ".join(flags) or "none", "data": "phantom",
         "device": "cuda:0", "device_name": "NVIDIA RTX A5000", **workload(method, preset),
         "parameters": parameters, "steps": 120, "window_s": 120.0,
         "step_time_median_s": seconds, "step_time_p95_s": seconds * 1.1,
@@ -66,14 +72,13 @@ def record(method: str, repeat: int = 1, preset: str = "paper", **changes: Any) 
 
 def predicted(method: str, preset: str = "paper", **changes: Any) -> Record:
     """What `python -m bench predict` leaves: memory and FLOPs, nothing that takes a window."""
-    measured = record(method, preset=preset)
-    kept = ("preset", "precision", "volume", "patch", "batch_size", "channels", "parameters",
-            "flops_step",
+    measured = record(method, preset=preset, **changes)
+    kept = ("preset", "preset_changes", *(f.name for f in fields(Work)), "parameters", "flops_step",
             "peak_memory_bytes", "parameter_bytes", "gradient_bytes", "optimizer_bytes",
             "activation_bytes", "other_bytes", "flops_forward")  # fmt: skip
     values = {name: getattr(measured, name) for name in kept}
-    values.update(status="ok", peak_memory_source="predicted", device="cpu", **changes)
-    return Record(method=method, repeat=1, **values)
+    values.update(status="ok", peak_memory_source="predicted", device="cpu")
+    return Record(method=method, repeat=1, **{**values, **changes})
 
 
 def window(method: str, repeat: int = 1, count: int = 25, seconds: float = 120.0) -> list[Sample]:
@@ -102,17 +107,16 @@ def instant(method: str, **changes: Any) -> Instant:
 def write_run(
     folder: Path,
     records: list[Record],
-    samples: list[Sample] = (),  # type: ignore[assignment]
+    samples: Sequence[Sample] = (),
     environment: dict[str, Any] | None = ENVIRONMENT,
 ) -> Run:
     folder.mkdir(parents=True, exist_ok=True)
     write_rows(folder / "runs.csv", Record, records)
-    names = list(Sample.__dataclass_fields__)
-    rows = [[getattr(sample, name) for name in names] for sample in samples]
-    pd.DataFrame(rows, columns=names).to_csv(folder / "samples.csv", index=False)
+    write_rows(folder / "samples.csv", Sample, samples)
     if environment is not None:
         trials = [{"method": r.method, "repeat": r.repeat} for r in records]
-        (folder / "environment.json").write_text(json.dumps({"trials": trials, **environment}))
+        text = json.dumps({"trials": trials, **environment})
+        (folder / "environment.json").write_text(text, encoding="utf-8")
     return Run(folder)
 
 

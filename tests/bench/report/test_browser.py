@@ -1,15 +1,19 @@
-"""report.html in a real browser: opens, asks nothing, sorts, shows its figures, at two widths.
+"""report.html in a real browser: opens, loads nothing, sorts, scrolls, shows its figures, at two
+widths.
 
 Wants Debian's `chromium` and `chromium-driver`, and Selenium (the extra `browser`). A machine
 without them skips these tests; CI must have them.
 """
 
+import io
 import json
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import matplotlib.image
+import numpy as np
 import pytest
 
 FLAGS = (
@@ -91,6 +95,53 @@ def test_it_opens_without_errors_or_requests_and_shows_its_figures(browser, page
     assert "activations" in shown[0][3]
     # Nothing sticks out sideways; wide tables scroll in their own boxes.
     assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+
+
+def edges(browser, box) -> tuple[float, float]:
+    """Share of pixels that differ from the page, in the last column and in the first of a table."""
+    shown = matplotlib.image.imread(io.BytesIO(box.screenshot_as_png))[..., :3]
+    page = shown[2, shown.shape[1] // 2]  # above its caption
+    height = shown.shape[0] - 20  # without the scrollbar
+    first_cell = browser.execute_script(
+        "return arguments[0].querySelector('tbody th').offsetWidth", box
+    )
+    differs = (np.abs(shown[:height] - page) > 0.03).any(axis=2).mean(axis=0)
+    return differs[-2], differs[int(first_cell) + 2]
+
+
+@pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.parametrize("width", WIDTHS)
+def test_a_table_that_is_cut_shows_that_it_scrolls(browser, page, width, dark):
+    open_at(browser, page, width, dark)
+    cut = 0
+    for box in browser.find_elements("css selector", ".scroll:has(table)"):
+        size = browser.execute_script(
+            "const {scrollWidth, clientWidth, clientHeight, offsetHeight} = arguments[0];"
+            "return [scrollWidth - clientWidth, offsetHeight - clientHeight]", box,
+        )  # fmt: skip
+        if size[0] <= 0:
+            continue
+        cut += 1
+        assert size[1] >= 8  # a scrollbar that does not hide
+        right, _ = edges(browser, box)
+        assert right > 0.9  # shaded from top to bottom
+        browser.execute_script("arguments[0].scrollLeft = 1e6", box)
+        right, left = edges(browser, box)
+        assert right < 0.5  # rules only: there is no more
+        if box.find_elements("css selector", "table.numbers"):
+            # The first column stays in view, and shades what it covers.
+            first = box.find_element("css selector", "tbody th")
+            assert first.rect["x"] == box.rect["x"]
+            assert left > 0.3
+    assert cut >= 1
+
+
+def test_sentences_in_a_table_wrap_on_a_telephone(browser, report: Path):
+    open_at(browser, report / "report.html", 390)
+    boxes = browser.find_elements("css selector", ".scroll:has(table.words)")
+    assert boxes
+    for box in boxes:
+        assert box.get_property("scrollWidth") <= box.get_property("clientWidth")
 
 
 @pytest.mark.parametrize("width", WIDTHS)

@@ -52,7 +52,7 @@ def test_mistakes_are_a_line_and_status_2(arguments, word, monkeypatch, capsys):
 def test_a_folder_that_cannot_be_written_is_a_line_and_status_2(
     equal_run, tmp_path: Path, monkeypatch, capsys
 ):
-    (tmp_path / "file").write_text("")
+    (tmp_path / "file").write_text("", encoding="utf-8")
     out = str(tmp_path / "file")
     monkeypatch.setattr(sys, "argv", ["bench", "report", str(equal_run.folder), "--out", out])
     assert main() == 2

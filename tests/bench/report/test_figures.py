@@ -159,23 +159,29 @@ def test_the_files_show_what_was_drawn_at_column_width(report: Path):
         assert b"CreationDate" not in pdf
 
 
-def test_what_was_not_measured_is_said_in_the_figure(equal_run):
+def test_what_was_not_measured_is_said_and_leaves_no_file(equal_run, tmp_path: Path):
     (equal,) = read_evidence([equal_run.folder]).groups
     drawn = {picture.name: picture for picture in figures.draw_all(equal)}
-    assert drawn["temperature"].empty
-    assert (
-        drawn["temperature"].figure.axes[0].texts[0].get_text() == "temperature: predicted, not run"
-    )
-    assert not drawn["peak_memory"].empty
+    assert drawn["temperature"].content == "predicted, not run"
+    assert drawn["temperature"].save(tmp_path) == []
+    assert [path.name for path in drawn["peak_memory"].save(tmp_path)] == [
+        "peak_memory.png",
+        "peak_memory.pdf",
+    ]
+    assert {path.stem for path in tmp_path.iterdir()} == {"peak_memory"}
 
 
-def test_a_machine_without_a_sensor_is_said_in_the_figure(tmp_path: Path):
+def test_a_machine_without_a_sensor_is_named(tmp_path: Path):
     samples = window("idm")
     for sample in samples:
         sample.temperature_c = None
     run = write_run(tmp_path / "run", [record("idm")], samples)
     picture = figures.temperature(read_evidence([run.folder]).groups[0])
-    assert "not available on this machine" in picture.figure.axes[0].texts[0].get_text()
+    assert picture.empty
+    assert picture.content == "not available on this machine"
+    (text,) = picture.figure.axes[0].texts  # a measured run leaves all of the paper's figures
+    assert text.get_text() == "temperature (°C): not available on this machine"
+    assert len(picture.save(tmp_path)) == 2
 
 
 def test_foreign_names_cannot_break_a_figure(tmp_path: Path, recwarn):

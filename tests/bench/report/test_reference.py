@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 
 from bench.methods import METHODS
-from bench.quality.learning import QualityRun
-from bench.report import write_reports
+from bench.records.folder import QualityRun
+from bench.report.write import write_reports
 
 ROOT = Path(__file__).parents[3]
 REFERENCE = ROOT / "results" / "reference"

@@ -1,0 +1,134 @@
+"""One DDPM training step (paper §5.2, eq. 8), and the window that repeats it.
+
+What a network may offer beside `forward(x_t, t) -> eps`:
+
+- `crop(x_0, patch, rng) -> (x_0, keywords)`: the part of the volumes that a step trains on, and
+  what its forward pass wants to know of it (PatchDDM: the coordinates);
+- `inverse(v) -> x`: U⁻¹, for the λ_R term of eq. (8);
+- `make_optimizer(learning_rate, lambda_l2) -> Optimizer`: for a method that updates in its own
+  way. It then applies the λ_L2 term itself.
+"""
+
+import random
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..presets import Precision, Workload
+from .diffusion import Diffusion
+
+
+@dataclass(frozen=True)
+class Training:
+    """How every method is trained (paper §5.2)."""
+
+    learning_rate: float = 2e-4
+    """Of AdamW, at the start of the cosine annealing."""
+    lambda_r: float = 0.0
+    """Weight of ‖x_t − U⁻¹(U(x_t, t))‖² in eq. (8), for invertible networks."""
+    lambda_l2: float = 1e-4
+    """Weight of ‖W‖₂ in eq. (8)."""
+    anneal_steps: int = 10_000
+    """Steps over which the learning rate is annealed to 0."""
+    seed: int = 0
+    """Of the weights, the noise and the order of the data."""
+
+
+class TrainingStep:
+    """`step(x_0) -> loss`: one whole step of one network, gradients, optimizer and all.
+
+    Runs on real and on fake tensors alike: nothing in it looks at a value.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        work: Workload,
+        training: Training | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.network = network
+        self.training = training or Training()
+        self.patch = work.patch
+        self.device = torch.device(device)
+        self.autocast_dtype = autocast_dtype(work.precision)
+        self.diffusion = Diffusion(device=self.device)
+        self.rng = random.Random(self.training.seed)
+        self.parameters = [p for p in network.parameters() if p.requires_grad]
+        self.updates_itself = hasattr(network, "make_optimizer")
+        self.optimizer = self._make_optimizer()
+        self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
+            self.optimizer, T_max=self.training.anneal_steps
+        )
+
+    def __call__(self, volumes: Tensor) -> Tensor:
+        """Train on volumes (B, C, D, H, W) in [0, 1]; returns the loss of eq. (8), a scalar."""
+        self.optimizer.zero_grad(set_to_none=True)
+        x_t, t, eps, keywords = self.noised(volumes)
+        with self._autocast():
+            loss = self._loss(x_t, t, eps, keywords)
+        # ‖W‖₂ is a sum over all weights: its gradient, W / ‖W‖₂, is added in closed form, which
+        # costs no graph and lets a method free gradients during the backward pass.
+        weight_norm = torch.nn.utils.get_total_norm([p.detach() for p in self.parameters])
+        loss.backward()
+        if not self.updates_itself:
+            pull = self.training.lambda_l2 / weight_norm
+            for parameter in self.parameters:
+                if parameter.grad is not None:
+                    parameter.grad.addcmul_(parameter.detach(), pull)
+        self.optimizer.step()
+        self.schedule.step()
+        return loss.detach() + self.training.lambda_l2 * weight_norm
+
+    def noised(self, volumes: Tensor) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
+        """What the network is shown: x_t, t, the eps to be found, keywords of its forward pass."""
+        keywords: dict[str, Tensor] = {}
+        if self.patch < volumes.shape[-1]:
+            volumes, keywords = self.network.crop(volumes, self.patch, self.rng)  # type: ignore[operator]
+        x_0 = self.diffusion.scale_in(volumes)
+        t = torch.randint(self.diffusion.timesteps, (x_0.shape[0],), device=self.device)
+        eps = torch.randn_like(x_0)
+        return self.diffusion.q_sample(x_0, t, eps), t, eps, keywords
+
+    def _loss(self, x_t: Tensor, t: Tensor, eps: Tensor, keywords: dict[str, Tensor]) -> Tensor:
+        predicted = self.network(x_t, t, **keywords)
+        loss = F.mse_loss(predicted.float(), eps)  # eq. (8), first term
+        if self.training.lambda_r > 0:
+            reconstructed = self.network.inverse(predicted)  # type: ignore[operator]
+            loss = loss + self.training.lambda_r * F.mse_loss(reconstructed.float(), x_t)
+        return loss
+
+    def _make_optimizer(self) -> torch.optim.Optimizer:
+        rate, l2 = self.training.learning_rate, self.training.lambda_l2
+        if self.updates_itself:
+            return self.network.make_optimizer(learning_rate=rate, lambda_l2=l2)  # type: ignore[operator]
+        # The fused kernel updates in place; the others hold temporaries the size of the weights.
+        return torch.optim.AdamW(self.parameters, lr=rate, fused=True)
+
+    def _autocast(self) -> torch.autocast:
+        enabled = self.autocast_dtype is not None
+        return torch.autocast(self.device.type, self.autocast_dtype, enabled=enabled)
+
+
+def make_state(optimizer: torch.optim.Optimizer) -> None:
+    """Give the optimizer its state, and the parameters gradients, as after a first step."""
+    trained = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
+
+    def is_there() -> bool:
+        return not trained or all(optimizer.state.get(parameter) for parameter in trained)
+
+    if is_there():
+        return
+    for parameter in trained:
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    if not is_there():  # it works in the backward pass: of a loss that costs next to nothing, ∑ w²
+        torch.stack([parameter.square().sum() for parameter in trained]).sum().backward()
+        optimizer.step()
+
+
+def autocast_dtype(precision: Precision) -> torch.dtype | None:
+    """The 16-bit type of autocast, or None for float32 throughout."""
+    return {"fp32": None, "bf16": torch.bfloat16}[precision]

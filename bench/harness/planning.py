@@ -1,0 +1,154 @@
+"""From what a person typed to the plans of a run; whatever is wrong with it is said here."""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from ..data import Source, open_source, prepare
+from ..ddpm.step import Training
+from ..errors import UserError
+from ..methods import METHODS, Method, find_methods, preset_changes
+from ..presets import Overrides, Workload
+from .plan import Plan
+from .window import Window
+
+Chosen = Sequence[tuple[Method, Workload]]
+"""Each method with what it trains on."""
+MOST_SEED = 2**31
+
+
+@dataclass(frozen=True)
+class DataChoice:
+    """Which volumes to train on."""
+
+    data: str
+    data_dir: Path | None
+    subjects: int | None
+    cache_dir: Path | None
+    seed: int
+    """Of what is drawn, the embedded brains."""
+
+    @classmethod
+    def of(cls, command: Any, seed: int, subjects: int | None = None) -> "DataChoice":
+        """As the flags of a command say it."""
+        asked = command.subjects if command.subjects is not None else subjects
+        return cls(command.data, command.data_dir, asked, command.cache_dir, seed)
+
+    def open(self, chosen: Chosen) -> dict[int, Source]:
+        """One source for every side of volume that the methods train on."""
+        return {
+            side: open_source(
+                self.data, self.data_dir, next(w.modality for _, w in chosen if w.volume == side),
+                side, self.seed, self.subjects,
+            )
+            for side in sorted({work.volume for _, work in chosen})
+        }  # fmt: skip
+
+    def prepare(self, sources: Mapping[int, Source], console: Console) -> dict[int, Path]:
+        """Every volume, ready to be read without delay in the window."""
+        cache, paths = self.cache_dir or default_cache_dir(), {}
+        for side, source in sources.items():
+            title = f"Preparing {len(source)} volumes of {side}³"
+            with console.status(title) as status:
+
+                def show(done: int, total: int, title: str = title, status: Any = status) -> None:
+                    status.update(f"{title}: {done} of {total}")
+
+                paths[side] = prepare(source, cache, show)
+        return paths
+
+
+def common_fields(
+    method: Method, work: Workload, training: Training, source: Source, path: Path, command: Any
+) -> dict[str, Any]:
+    """The fields of `Plan`, but for the window and the device."""
+    return {
+        "method": method.name,
+        "preset": command.preset,
+        "preset_changes": preset_changes(method, command.preset, command.overrides, work, training),
+        "work": replace(work, modality=source.channels),
+        "training": training,
+        "data": source.name,
+        "subjects": len(source),
+        "volumes": str(path),
+        "country": command.country,
+    }
+
+
+def choose_device(name: str) -> torch.device:
+    """`auto`, `cpu`, `cuda` or `cuda:1` as a device that is there; UserError otherwise."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"--device {name}: unknown; give auto, cpu, cuda or cuda:N") from None
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"--device {name}: only cpu and cuda are measured")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(
+            f"--device {name}: this machine shows PyTorch {torch.cuda.device_count()} CUDA devices"
+        )
+    return device
+
+
+def default_preset(device: torch.device) -> str:
+    return "paper" if device.type == "cuda" else "small"
+
+
+def choose_window(minutes: float | None, steps: int | None, default_minutes: float) -> Window:
+    if minutes is not None and steps is not None:
+        raise UserError("--minutes and --steps: give one of the two, not both")
+    if steps is not None:
+        if steps < 1:
+            raise UserError(f"--steps {steps}: the window needs at least 1 step")
+        return Window(steps=steps)
+    minutes = default_minutes if minutes is None else minutes
+    if not 0 < minutes < float("inf"):
+        raise UserError(f"--minutes {minutes:g}: the window must be longer than 0")
+    return Window(seconds=minutes * 60)
+
+
+def choose_workloads(names: Sequence[str], preset: str, overrides: Overrides) -> Chosen:
+    """Each method with what it will train on; UserError for a wrong flag."""
+    return [(method, method.workload(preset, overrides)) for method in find_methods(names)]
+
+
+def check_ranges(*ranges: tuple[str, float | None, float, float]) -> None:
+    """UserError for the first (flag, value, least, most) whose value is not from least to most."""
+    for flag, value, least, most in ranges:
+        if value is not None and not least <= value <= most:
+            raise UserError(f"{flag} {value:g}: from {least:g} to {most:g}")
+
+
+def check_timeout(timeout: float | None) -> None:
+    if timeout is not None and not timeout > 0:
+        raise UserError(f"--timeout {timeout:g}: more than 0 seconds")
+
+
+def check_workload(method: str, work: Workload) -> None:
+    """ValueError for what no command makes."""
+    if method not in METHODS:
+        raise ValueError(f"{method!r:.40} is no method of this version")
+    if min(work.volume, work.patch, work.batch_size, work.couplings, *work.channels) < 1:
+        raise ValueError(f"{method}: sizes must be at least 1")
+
+
+def chosen_by(plans: Sequence[Plan]) -> Chosen:
+    """Each method of these plans with what it trains on."""
+    return [(METHODS[plan.method], plan.work) for plan in plans]
+
+
+def have_volumes(plans: Sequence[Plan]) -> bool:
+    return all(Path(plan.volumes).is_file() for plan in plans)
+
+
+def default_cache_dir() -> Path:
+    """Where prepared volumes are kept between runs."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "idm-bench"

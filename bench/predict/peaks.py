@@ -1,0 +1,133 @@
+"""The command `predict`: what methods will need, as a table, as `runs.csv` and as a picture."""
+
+import gc
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from ..commands import PredictCommand
+from ..ddpm.step import Training
+from ..errors import UserError
+from ..harness.console import say
+from ..harness.environment import describe_prediction
+from ..harness.process import without_collector
+from ..methods import Method, find_methods, preset_changes
+from ..presets import Workload
+from ..probes.instants import instants
+from ..records.files import read_table, write_json, write_rows
+from ..records.rows import Instant, Record, setting_columns
+from ..report.grid import Cell, Grid, for_terminal
+from ..sizes import GIB, show_cube
+from .prediction import Prediction, predict_method
+
+Row = tuple[Method, Workload, Prediction]
+
+NOT_MODELLED = (
+    "the CUDA context (a few hundred MiB, by card and driver), and the workspaces of cuDNN, which "
+    "it chooses on the card, and of cuBLAS (8 to 32 MiB)"
+)
+NOT_IN_THE_NUMBER = (
+    "CUDA pool: what PyTorch's caching allocator would hold after two steps, in blocks rounded as "
+    "it rounds them. Not in the number: " + NOT_MODELLED + "."
+)
+NOT_ON_CPU = (
+    "Not in the number: the scratch of the kernels, and the process itself (interpreter, "
+    "libraries). A measurement with `run` has both."
+)
+
+
+def run_predict(command: PredictCommand, console: Console) -> int:
+    """Exit status 0; UserError before anything is predicted."""
+    chosen = [
+        (method, method.workload(command.preset, command.overrides))
+        for method in find_methods(command.models)
+    ]
+    open_folder(command.out)
+    rows = []
+    with without_collector():  # which would look through all that was imported on the way
+        for method, work in chosen:
+            with console.status(f"Predicting {method.name}"):
+                rows.append((method, work, predict_method(method, work)))
+        gc.freeze()
+    path = command.out / "runs.csv"
+    write_rows(path, Record, [record(row, command) for row in rows])
+    written = [path]
+    if command.timeline:
+        from ..report.timeline import draw_timelines
+
+        written.append(command.out / "timeline.csv")
+        write_rows(written[-1], Instant, timeline(rows))
+        picture = draw_timelines(read_table(written[-1], Instant), command.preset)
+        written += picture.save(command.out)
+
+    cuda = command.device == "cuda"
+    console.print(for_terminal(_grid(rows, cuda)))
+    for method, _, prediction in rows:
+        say(console, f"{method.name}: peak in the {prediction.peak}.")
+    say(console, NOT_IN_THE_NUMBER if cuda else NOT_ON_CPU)
+    for path in written:
+        say(console, f"  {path}")
+    return 0
+
+
+def record(row: Row, command: PredictCommand) -> Record:
+    """A prediction as a row of `runs.csv`."""
+    method, work, prediction = row
+    training = Training()
+    found = Record(
+        method=method.name,
+        repeat=1,
+        status="ok",
+        preset=command.preset,
+        preset_changes=preset_changes(method, command.preset, command.overrides, work, training),
+        device=command.device,
+        **setting_columns(work, training),
+    )
+    found.take(prediction.columns())
+    if command.device == "cuda":
+        found.peak_allocated_bytes = prediction.cuda_pool.peak_allocated
+        found.peak_reserved_bytes = prediction.cuda_pool.reserved
+    return found
+
+
+def timeline(rows: Sequence[Row]) -> Iterator[Instant]:
+    """Predictions as rows of `timeline.csv`."""
+    for method, _, prediction in rows:
+        for instant in instants(prediction.operators, prediction.changes, prediction.phases):
+            yield Instant(method=method.name, repeat=1, source="predicted", **instant)
+
+
+def open_folder(path: Path) -> None:
+    """Make the folder for predictions and say in it what they are made with."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        write_json(path / "environment.json", describe_prediction(sys.argv))
+    except OSError as error:
+        raise UserError(f"--out {path}: cannot be written ({error.strerror})") from None
+
+
+def _grid(rows: Sequence[Row], cuda: bool) -> Grid:
+    works = [work for _, work, _ in rows]
+    predictions = [prediction for _, _, prediction in rows]
+
+    def gib(sizes: Iterator[int]) -> list[str]:
+        return [f"{size / GIB:.3f}" for size in sizes]
+
+    lines: dict[str, Sequence[str]] = {
+        "Trains on": [f"{show_cube(w.volume, w.patch)} × {w.batch_size}" for w in works],
+        "Precision": [work.precision for work in works],
+        "Parameters (M)": [f"{p.parameters / 1e6:.1f}" for p in predictions],
+        "Peak memory": gib(p.peak_memory_bytes for p in predictions),
+        **{f"– {part}": gib(p.parts[part] for p in predictions) for part in predictions[0].parts},
+        **({"CUDA pool": gib(p.cuda_pool.reserved for p in predictions)} if cuda else {}),
+        "GFLOP, forward (fvcore)": [f"{(p.flops_forward or 0) / 1e9:,.1f}" for p in predictions],
+        "GFLOP, whole step": [f"{p.flops_step / 1e9:,.1f}" for p in predictions],
+    }
+    return Grid(
+        "Predicted",
+        "Predicted for one training step, memory in GiB",
+        ("", *(method.name for method, _, _ in rows)),
+        tuple((Cell(label), *map(Cell, values)) for label, values in lines.items()),
+    )

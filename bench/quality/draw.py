@@ -1,0 +1,183 @@
+"""The command `sample`: volumes drawn from the networks that a quality run has trained."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from ..commands import SampleCommand
+from ..data import load
+from ..data.nifti import write_nifti
+from ..ddpm.samplers import choose_start, generate, name_sampler
+from ..errors import UserError
+from ..harness import planning
+from ..harness.console import ConsoleDisplay, say
+from ..methods import METHODS
+from ..records.files import write_rows
+from ..records.folder import QualityRun
+from ..records.rows import Score
+from ..report.figure2 import write_figure2
+from ..report.grid import NOTHING, Cell, Grid, for_terminal, significant
+from .checkpoint import load_averages
+from .plan import TrainingPlan
+from .recorder import name_training
+from .scoring import score_samples
+from .trainings import (
+    MOST_SAMPLES,
+    Trainings,
+    check_sampler,
+    validation_volumes,
+    with_volumes,
+)
+from .validation import denoiser
+
+
+def run_sample(command: SampleCommand, console: Console) -> int:
+    """Exit status 0; UserError before anything is drawn."""
+    planning.check_ranges(
+        ("--samples", command.samples, 1, MOST_SAMPLES),
+        ("--batch-size", command.batch_size, 1, MOST_SAMPLES),
+        ("--seed", command.seed, 0, planning.MOST_SEED),
+    )
+    check_sampler(command.sampler, command.sampler_steps)
+    device = planning.choose_device(command.device)
+    run = QualityRun(command.run)
+    original, plans = Trainings.read(run.folder, run.environment())
+    chosen = with_volumes(_choose(plans, run, command), original, run, console)
+    sampler = name_sampler(command.sampler, command.sampler_steps)
+    out = command.out or run.folder / f"drawn-{sampler}-seed{command.seed}"
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        drawn, scores = _draw_each(chosen, run, command, device, out, console)
+        write_rows(out / "quality.csv", Score, scores)
+        figure2 = _write_figure2(chosen, drawn, out)
+    except OSError as error:
+        raise UserError(f"--out {out}: cannot be written ({error.strerror})") from None
+    console.print(for_terminal(_grid(scores, sampler)))
+    for path in (*figure2, out / "quality.csv"):
+        say(console, f"  {path}")
+    return 0
+
+
+def _choose(
+    plans: Sequence[TrainingPlan], run: QualityRun, command: SampleCommand
+) -> list[TrainingPlan]:
+    """The trainings that were asked for and have left a checkpoint, finished or not."""
+    for flag, asked, known in (
+        ("--models", command.models, {plan.method for plan in plans}),
+        ("--seeds", command.seeds, {plan.seed for plan in plans}),
+    ):
+        for value in asked:
+            if value not in known:
+                names = " ".join(map(str, sorted(known)))
+                raise UserError(f"{flag} {value}: {run.folder} trained {names}")
+    chosen = [
+        plan
+        for plan in plans
+        if (not command.models or plan.method in command.models)
+        and (not command.seeds or plan.seed in command.seeds)
+        and run.checkpoint(plan.method, plan.seed).exists()
+    ]
+    if not chosen:
+        raise UserError(f"{run.folder / 'checkpoints'}: none of what was asked for; train it first")
+    return chosen
+
+
+def _draw_each(
+    plans: Sequence[TrainingPlan],
+    run: QualityRun,
+    command: SampleCommand,
+    device: torch.device,
+    out: Path,
+    console: Console,
+) -> tuple[dict[tuple[str, int], np.ndarray], list[Score]]:
+    """By method and seed of the training the volumes, which are files by then; their scores."""
+    drawn, scores = {}, []
+    with ConsoleDisplay(console) as display:
+        for number, plan in enumerate(plans, 1):
+            display.begin(
+                f"[{number}/{len(plans)}] {name_training(plan)}", f"{command.samples} volumes"
+            )
+            samples, rows = _draw(plan, run, command, device, display)
+            scores += rows
+            drawn[plan.method, plan.seed] = samples.numpy()
+            write_nifti(out / run.samples_of(plan.method, plan.seed).name, samples)
+            display.end(f"{len(samples)} volumes in {out}", ok=True)
+    return drawn, scores
+
+
+def _draw(
+    plan: TrainingPlan,
+    run: QualityRun,
+    command: SampleCommand,
+    device: torch.device,
+    display: ConsoleDisplay,
+) -> tuple[Tensor, list[Score]]:
+    """(N, C, D, H, W) in [0, 1], on the CPU, and their scores."""
+    with device:
+        network = METHODS[plan.method].build(plan.work)
+    load_averages(run.checkpoint(plan.method, plan.seed), network, plan.method, plan.seed)
+    denoise = denoiser(network, plan.work.precision, device)
+    volumes = load(Path(plan.volumes))
+    start = choose_start(command.sampler, denoise, volumes, plan.train, command.seed, device)
+    batches = []
+    try:
+        for first in range(0, command.samples, command.batch_size):
+            shape = (min(command.batch_size, command.samples - first), *volumes.shape[1:])
+
+            def progress(share: float, first: int = first, count: int = shape[0]) -> None:
+                done = (first + share * count) / command.samples
+                display.advance(done, f"volumes {first + 1} to {first + count}: {share:.0%}")
+
+            # Seeds of batches that no other seed of the command comes to.
+            seed = command.seed * MOST_SAMPLES + first
+            batches.append(
+                generate(
+                    denoise, shape, command.sampler, command.sampler_steps, seed, device,
+                    progress, start,
+                ).cpu()
+            )  # fmt: skip
+    except torch.OutOfMemoryError:
+        raise UserError(
+            f"--batch-size {command.batch_size}: more than {device} has memory for; take fewer"
+        ) from None
+    samples = torch.cat(batches)
+    real = torch.from_numpy(validation_volumes(plan))
+    scores = score_samples(
+        samples, real, plan.work.modality, command.sampler, command.sampler_steps,
+        method=plan.method, training_seed=plan.seed, data=plan.data, start=start,
+    )  # fmt: skip
+    return samples, scores
+
+
+def _write_figure2(
+    plans: Sequence[TrainingPlan], drawn: dict[tuple[str, int], np.ndarray], out: Path
+) -> list[Path]:
+    """Figure 2, of each method's first training of those with the first one's volumes."""
+    generated: dict[str, np.ndarray] = {}
+    for plan in plans:
+        if plan.volumes == plans[0].volumes:
+            generated.setdefault(plan.method, drawn[plan.method, plan.seed])
+    return write_figure2(validation_volumes(plans[0]), generated, out, plans[0].work.modality)
+
+
+def _grid(scores: Sequence[Score], sampler: str) -> Grid:
+    found = {(row.method, row.seed, row.modality, row.column): row.value for row in scores}
+    rows = []
+    for method, seed, modality in dict.fromkeys(key[:3] for key in found):
+        if modality == "all":
+            continue
+        cells = []
+        for column in ("ms_ssim", "histogram_distance"):
+            value = found.get((method, seed, modality, column))
+            real = found.get((method, seed, modality, f"{column}_real"))
+            text = NOTHING if value is None else significant(value)
+            cells.append(Cell(text if real is None else f"{text} ({significant(real)})"))
+        rows.append((Cell(method), Cell(str(seed)), Cell(modality.upper()), *cells))
+    return Grid(
+        "Samples", f"Samples ({sampler}); in parentheses, of real volumes",
+        ("method", "seed", "modality", "MS-SSIM", "histogram distance"), tuple(rows),
+    )  # fmt: skip

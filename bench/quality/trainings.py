@@ -1,0 +1,252 @@
+"""The command `quality`: plan the trainings, carry them out one by one, show what came out."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from rich.console import Console
+
+from ..commands import QualityCommand
+from ..data import Source, load
+from ..data.nifti import read_nifti
+from ..data.split import Split, default_subjects, describe_split, divide
+from ..ddpm.samplers import sampler_steps
+from ..ddpm.step import Training
+from ..errors import UserError
+from ..harness import planning
+from ..harness.console import ConsoleDisplay, say
+from ..harness.launcher import Launcher
+from ..harness.planning import Chosen
+from ..presets import Sampler
+from ..probes.energy import check_country
+from ..records.folder import QualityRun
+from ..report.figure2 import write_figure2
+from ..report.grid import Cell, Grid
+from ..report.write import write_report
+from ..sizes import parse_size, show_size
+from .budget import Question, choose_widths
+from .plan import TrainingPlan
+from .recorder import TrainingRecorder
+from .tensorboard_log import check_tensorboard
+
+MOST_SAMPLES = 10_000
+MINUTES = 15.0
+"""Of each training, unless told."""
+
+
+def run_quality(command: QualityCommand, console: Console) -> int:
+    """Exit status 0 when every training is ok, 1 when some are not; UserError before any starts."""
+    return Trainings(command, console).launch()
+
+
+@dataclass(frozen=True)
+class Data:
+    """Per side of volume: the volumes' source, their split, their prepared file."""
+
+    sources: dict[int, Source]
+    splits: dict[int, Split]
+    paths: dict[int, Path]
+
+    @classmethod
+    def ready(cls, command: QualityCommand, chosen: Chosen, console: Console) -> "Data":
+        """Every volume prepared; UserError for data that cannot be trained and validated on."""
+        largest = max(work.volume for _, work in chosen)
+        subjects = default_subjects(command.data, largest)
+        data = planning.DataChoice.of(command, command.split_seed, subjects)
+        sources = data.open(chosen)
+        splits = {side: divide(source, command.split_seed) for side, source in sources.items()}
+        return cls(sources, splits, data.prepare(sources, console))
+
+
+class Trainings(Launcher[QualityCommand, TrainingPlan, QualityRun]):
+    """A training of every method from every seed."""
+
+    command_type, plan_type, run_type = QualityCommand, TrainingPlan, QualityRun
+    kind, noun = "quality", "trainings"
+    of_a_resumption = ("timeout",)
+
+    def check(self) -> None:
+        command = self.command
+        planning.check_ranges(
+            ("--seeds", min(command.seeds, default=-1), 0, planning.MOST_SEED),
+            ("--seeds", max(command.seeds, default=-1), 0, planning.MOST_SEED),
+            ("--split-seed", command.split_seed, 0, planning.MOST_SEED),
+            ("--validations", command.validations, 1, 10_000),
+            ("--checkpoint-minutes", command.checkpoint_minutes, 0, 10_000),
+            ("--samples", command.samples, 0, MOST_SAMPLES),
+        )
+        planning.check_timeout(command.timeout)
+        check_sampler(command.sampler, command.sampler_steps)
+        if len(set(command.seeds)) < len(command.seeds):
+            raise UserError(f"--seeds {' '.join(map(str, command.seeds))}: each once")
+        if not 0 <= command.ema < 1:
+            raise UserError(f"--ema {command.ema:g}: a decay is at least 0 and less than 1")
+        if command.country is not None:
+            check_country(command.country)
+        if command.tensorboard:
+            check_tensorboard()
+
+    def plan(self) -> list[TrainingPlan]:
+        command = self.command
+        window = planning.choose_window(command.minutes, command.steps, MINUTES)
+        device = planning.choose_device(command.device)
+        chosen = planning.choose_workloads(command.models, command.preset, command.overrides)
+        limit = None if command.budget is None else parse_size(command.budget, "--budget")
+        data = Data.ready(command, chosen, self.console)
+        self.split = describe_split(data.sources, command.split_seed)
+        chosen = [
+            (method, replace(work, modality=data.sources[work.volume].channels))
+            for method, work in chosen
+        ]
+        peaks: list[int | None] = [None] * len(chosen)
+        if limit is not None:
+            chosen, peaks = self._within(limit, chosen)
+        return [
+            TrainingPlan(
+                **planning.common_fields(
+                    method, work, Training(seed=seed), data.sources[work.volume],
+                    data.paths[work.volume], command,
+                ),
+                window=window,
+                device=str(device),
+                train=data.splits[work.volume].train,
+                val=data.splits[work.volume].val,
+                split_seed=command.split_seed,
+                validations=command.validations,
+                ema=command.ema,
+                checkpoint_s=command.checkpoint_minutes * 60,
+                budget_bytes=limit,
+                predicted_peak_bytes=peak,
+                samples=command.samples,
+                sampler=command.sampler,
+                sampler_steps=command.sampler_steps,
+                tensorboard=command.tensorboard,
+            )
+            for seed in command.seeds
+            for (method, work), peak in zip(chosen, peaks, strict=True)
+        ]  # fmt: skip
+
+    def _within(self, limit: int, chosen: Chosen) -> tuple[Chosen, list[int | None]]:
+        """Each method as wide as fits, and its predicted peak; said to the person, too."""
+        title = f"Looking for the widest networks that train in {show_size(limit)}"
+        with self.console.status(title):
+            widths = choose_widths([Question(method.name, work, limit) for method, work in chosen])
+        for (method, _), width in zip(chosen, widths, strict=True):
+            channels, wider = (
+                " ".join(map(str, each)) for each in (width.channels, width.next_channels)
+            )
+            say(
+                self.console,
+                f"{method.name}: channels {channels}, predicted peak "
+                f"{show_size(width.peak_memory_bytes)} of {show_size(limit)}; {wider} would need "
+                f"{show_size(width.next_peak_memory_bytes)}",
+            )
+        widened = [
+            (method, replace(work, channels=width.channels))
+            for (method, work), width in zip(chosen, widths, strict=True)
+        ]
+        return widened, [width.peak_memory_bytes for width in widths]
+
+    def prepare(self, plans: Sequence[TrainingPlan], known: Mapping[str, Any]) -> dict[str, Any]:
+        if self.command.tensorboard:
+            check_tensorboard()
+        return {"split": "split.json"}
+
+    def create(self, plans: Sequence[TrainingPlan]) -> QualityRun:
+        run = QualityRun.create(self.command.out, f"quality-{self.command.preset}")
+        run.write_json("split.json", self.split)
+        return run
+
+    def mend(self, run: QualityRun) -> set[tuple[str, int]]:
+        """A training that is not ok continues from its checkpoint."""
+        records = run.trained()
+        finished = records[records["status"] == "ok"][["method", "seed"]]
+        done = set(finished.itertuples(index=False, name=None))
+        run.keep_trainings(done)
+        return done
+
+    @staticmethod
+    def check_plan(plan: TrainingPlan) -> None:
+        if not plan.train or not plan.val or min(*plan.train, *plan.val) < 0:
+            raise ValueError(f"{plan.method}: train and val must be indices of volumes")
+        if plan.validations < 1 or plan.checkpoint_s < 0 or not 0 <= plan.ema < 1:
+            raise ValueError(f"{plan.method}: validations, checkpoint_s or ema is out of range")
+
+    def with_volumes(self, plans: list[TrainingPlan], run: QualityRun) -> list[TrainingPlan]:
+        return with_volumes(plans, self.command, run, self.console)
+
+    def recorder(
+        self, run: QualityRun, plan: TrainingPlan, display: ConsoleDisplay
+    ) -> TrainingRecorder:
+        return TrainingRecorder(run, plan, display)
+
+    def records(self, run: QualityRun) -> pd.DataFrame:
+        return run.trained()
+
+    def grid(self, records: pd.DataFrame) -> Grid:
+        numbers = {"steps": "d", "minutes": ".1f", "val_mse": ".4f", "val_mse_ema": ".4f"}
+        records = records.assign(minutes=records["elapsed_s"] / 60)
+        rows = [
+            (
+                *(Cell(str(record[column])) for column in ("method", "seed", "status")),
+                *(
+                    Cell("" if pd.isna(record[column]) else format(record[column], spec))
+                    for column, spec in numbers.items()
+                ),
+            )
+            for _, record in records.iterrows()
+        ]
+        return Grid(
+            "Validation", "Validation: mean square error of ε; a network that always predicts 0 "
+            "has an error of 1",
+            ("method", "seed", "status", "steps", "minutes", "raw", "averaged"), tuple(rows),
+        )  # fmt: skip
+
+    def write_report(self, run: QualityRun, plans: Sequence[TrainingPlan]) -> list[Path]:
+        return [*self._write_figure2(run, plans), *write_report(run)]
+
+    def _write_figure2(self, run: QualityRun, plans: Sequence[TrainingPlan]) -> list[Path]:
+        """Figure 2, of each method's first training that left samples."""
+        generated: dict[str, np.ndarray] = {}
+        for plan in plans:
+            channels = len(plan.work.modality)
+            samples = read_nifti(run.samples_of(plan.method, plan.seed), channels)
+            if samples is not None and plan.work.volume == plans[0].work.volume:
+                generated.setdefault(plan.method, samples)
+        if not generated:
+            return []
+        return write_figure2(
+            validation_volumes(plans[0]), generated, run.folder, plans[0].work.modality
+        )
+
+
+def validation_volumes(plan: TrainingPlan) -> np.ndarray:
+    """(N, C, D, H, W) float32 in [0, 1]."""
+    volumes = load(Path(plan.volumes))
+    return np.stack([volumes[index] for index in plan.val])
+
+
+def with_volumes(
+    plans: list[TrainingPlan], command: QualityCommand, run: QualityRun, console: Console
+) -> list[TrainingPlan]:
+    """The plans with volumes that exist: a cache may have been cleared since."""
+    if planning.have_volumes(plans):
+        return plans
+    data = Data.ready(command, planning.chosen_by(plans), console)
+    if run.read_json("split.json") != describe_split(data.sources, command.split_seed):
+        raise UserError(
+            f"{run.folder / 'split.json'}: names other subjects than the data have now; restore "
+            "the data, or start a new run"
+        )
+    return [replace(plan, volumes=str(data.paths[plan.work.volume])) for plan in plans]
+
+
+def check_sampler(sampler: Sampler, steps: int | None) -> None:
+    """UserError for a number of steps that the sampler does not have."""
+    try:
+        sampler_steps(sampler, steps)
+    except ValueError as error:
+        raise UserError(f"--sampler-steps {steps}: {error}") from None

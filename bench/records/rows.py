@@ -1,0 +1,518 @@
+"""Every row that is written to a CSV: its columns, their types and their units.
+
+A probe returns one of the measurements below; a record is what was asked for (`Setting`) and all
+measurements together. Units are in the names; bytes are bytes; sides are in voxels. None is an
+empty cell, "not available", never 0.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any, Literal
+
+Status = Literal["ok", "oom", "failed", "timeout", "interrupted"]
+
+
+class UnknownColumn(Exception):
+    """A measured number has no column that it could be written to."""
+
+
+# What was asked for.
+
+
+@dataclass(kw_only=True)
+class Work:
+    """What a step trains on, and with which network (`bench.presets.Workload`)."""
+
+    precision: str | None = None
+    volume: int | None = None
+    """Side of a whole volume."""
+    patch: int | None = None
+    """Side of what one step sees; the volume's, unless the method trains on patches."""
+    batch_size: int | None = None
+    channels: str | None = None
+    """Width of each level, finest first."""
+    couplings: int | None = None
+    """A level and branch, of invertible networks; the others ignore it."""
+    modality: str | None = None
+    """Of each channel of a volume."""
+
+
+@dataclass(kw_only=True)
+class Setting(Work):
+    """All that can be typed and changes a number."""
+
+    preset: str | None = None
+    preset_changes: str | None = None
+    """What flags changed of the preset ("couplings 6, volume 32"), or "none"."""
+    data: str | None = None
+    """Name of the data source."""
+    subjects: int | None = None
+    """Volumes that there are."""
+    device: str | None = None
+    device_name: str | None = None
+    learning_rate: float | None = None
+    """At the start of the cosine annealing."""
+    anneal_steps: int | None = None
+    lambda_r: float | None = None
+    lambda_l2: float | None = None
+    """Weights of the terms of eq. (8)."""
+    seed: int | None = None
+    """Of the weights, the noise and the order of the data."""
+    window_limit_s: float | None = None
+    window_limit_steps: int | None = None
+    """Length of the window that was asked for, one of the two."""
+    started_at: str | None = None
+    """UTC, ISO 8601; of the last process that worked on it."""
+
+
+def setting_columns(*settings: Any) -> dict[str, Any]:
+    """The fields of dataclasses as cells: what is in a tuple is separated by spaces."""
+    return {
+        field.name: " ".join(map(str, value)) if isinstance(value, tuple) else value
+        for setting in settings
+        for field in fields(setting)
+        if not is_dataclass(value := getattr(setting, field.name))
+    }
+
+
+# What was found.
+
+
+@dataclass(kw_only=True)
+class Measurement:
+    """What a probe found, with its source."""
+
+    warnings: tuple[str, ...] = ()
+    """What could not be measured as it should."""
+    contention: tuple[str, ...] = ()
+    """What else used the machine."""
+
+    def columns(self) -> dict[str, Any]:
+        """What there is of it, by column."""
+        found = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in found.items() if value not in (None, ())}
+
+    def take(self, columns: Mapping[str, Any]) -> None:
+        """Take columns over; warnings and contention follow those before, each once.
+
+        Raises:
+            UnknownColumn: a name that this row does not have.
+        """
+        check_columns(type(self), columns)
+        for name, value in columns.items():
+            if name in ("warnings", "contention"):
+                value = tuple(dict.fromkeys([*getattr(self, name), *value]))
+            setattr(self, name, value)
+
+
+def check_columns(row_type: type, columns: Mapping[str, Any]) -> None:
+    """Raises UnknownColumn for a name that rows of this type do not have."""
+    known = {field.name for field in fields(row_type)}
+    for name in columns:
+        if name not in known:
+            raise UnknownColumn(f"{row_type.__name__} has no column {name!r}")
+
+
+@dataclass(kw_only=True)
+class Times(Measurement):
+    """The steps of a window."""
+
+    steps: int | None = None
+    window_s: float | None = None
+    """From its start to the end of its last step."""
+    step_time_median_s: float | None = None
+    step_time_p95_s: float | None = None
+    volumes_per_s: float | None = None
+    """Volumes (or patches) trained on per second of the window."""
+    loss_first: float | None = None
+    loss_last: float | None = None
+    """Eq. (8) at the window's first and last step."""
+
+
+@dataclass(kw_only=True)
+class Peak(Measurement):
+    """Memory of one whole training step."""
+
+    peak_memory_bytes: int | None = None
+    """Highest sum of live tensor storages on the device."""
+    peak_memory_source: str | None = None
+    """`tensor-storages` or `predicted`."""
+    parameter_bytes: int | None = None
+    gradient_bytes: int | None = None
+    optimizer_bytes: int | None = None
+    activation_bytes: int | None = None
+    other_bytes: int | None = None
+    """These five add up to the peak: what was live at that moment."""
+
+
+@dataclass(kw_only=True)
+class Pool(Measurement):
+    """What the allocator held."""
+
+    peak_allocated_bytes: int | None = None
+    """What it gave out: the tensors and the scratch of the kernels."""
+    peak_reserved_bytes: int | None = None
+    """CUDA's pool."""
+
+
+@dataclass(kw_only=True)
+class Flops(Measurement):
+    """Work of one step on one batch."""
+
+    flops_forward: int | None = None
+    """fvcore, one forward pass, a multiply-add as one."""
+    flops_step: int | None = None
+    """Dispatched in one whole step, a multiply-add as two."""
+
+
+@dataclass(kw_only=True)
+class Energy(Measurement):
+    """Energy of the device under test over the window."""
+
+    energy_j: float | None = None
+    energy_source: str | None = None
+    mean_power_w: float | None = None
+
+
+@dataclass(kw_only=True)
+class Temperature(Measurement):
+    """Temperature of the device under test over the window."""
+
+    temperature_start_c: float | None = None
+    temperature_peak_c: float | None = None
+    temperature_mean_c: float | None = None
+    temperature_source: str | None = None
+
+
+@dataclass(kw_only=True)
+class Host(Pool):
+    """The process, and the load of the machine around it."""
+
+    peak_rss_bytes: int | None = None
+    """Highest resident memory of the process in the window, interpreter and libraries included."""
+    other_load_percent: float | None = None
+    """Share of all cores that something else took in the window."""
+
+
+@dataclass(kw_only=True)
+class CardState(Measurement):
+    """How fast a card was allowed to be."""
+
+    throttled: str | None = None
+    """Why the card was slower than asked, and in how many readings."""
+    clock_mean_mhz: float | None = None
+    """Of the card's multiprocessors over the window."""
+
+
+@dataclass(kw_only=True)
+class Polling(Measurement):
+    """How steadily sensors were read."""
+
+    sample_rate_hz: float | None = None
+    """How often power, temperature and load were read."""
+    sample_late_p95_s: float | None = None
+    """95 % of those readings were at most this late."""
+
+
+@dataclass(kw_only=True)
+class Carbon(Energy):
+    """What follows from the energy."""
+
+    energy_per_parameter_j: float | None = None
+    energy_per_volume_j: float | None = None
+    co2_kg: float | None = None
+    """Of `energy_j` at the mean intensity of the grid that `co2_source` names."""
+    co2_source: str | None = None
+
+
+# Rows. A dataclass takes its columns from its bases from the last to the first.
+
+
+@dataclass(kw_only=True)
+class _Trial:
+    method: str
+    repeat: int
+    """Counted from 1."""
+    status: Status | None = None
+    error: str | None = None
+    """Last line of what went wrong."""
+
+
+@dataclass(kw_only=True)
+class Record(
+    Polling, CardState, Host, Temperature, Carbon, Flops, Pool, Peak, Times, Measurement,
+    Setting, _Trial,
+):  # fmt: skip
+    """The row that a trial leaves in `runs.csv`; a prediction has the same columns."""
+
+    parameters: int | None = None
+    """Number of trained weights."""
+    memory_limit_bytes: int | None = None
+    """That the trial's process was given (--memory-limit)."""
+    card: str | None = None
+    """The card whose energy and temperature were read, where it was named (--card)."""
+    sample_hz: float | None = None
+    """How often sensors were to be read."""
+    idle_power_w: float | None = None
+    """Of the device before the first trial, from the same source as the energy."""
+    energy_above_idle_j: float | None = None
+    """`energy_j` less what the device would have drawn idle."""
+
+
+@dataclass(kw_only=True)
+class _Training:
+    method: str
+    seed: int
+    """Of the weights, the noise and the order of the data."""
+    status: Status | None = None
+    error: str | None = None
+    """Last line of what went wrong."""
+
+
+@dataclass(kw_only=True)
+class Trained(Energy, Peak, Measurement, Setting, _Training):
+    """The row that a training leaves in `trained.csv`.
+
+    The peak is that of one whole step, the second; the moving average is not part of a step.
+    """
+
+    seed: int
+    steps: int | None = None
+    elapsed_s: float | None = None
+    """Of training, as `energy_j`."""
+    co2_kg: float | None = None
+    """Of `energy_j` at the mean intensity of the grid that `co2_source` names."""
+    co2_source: str | None = None
+    parameters: int | None = None
+    budget_bytes: int | None = None
+    """Memory for which the channels were chosen."""
+    predicted_peak_bytes: int | None = None
+    """What was predicted for these channels when they were chosen."""
+    val_mse: float | None = None
+    val_mse_ema: float | None = None
+    """At the end, as in learning.csv."""
+    validations: int | None = None
+    """Planned over the whole training."""
+    ema: float | None = None
+    """Decay of the moving average of the weights."""
+    samples: int | None = None
+    sampler: str | None = None
+    sampler_steps: int | None = None
+    subjects_train: int | None = None
+    subjects_val: int | None = None
+    """Volumes."""
+    split_seed: int | None = None
+
+
+@dataclass(kw_only=True)
+class Reading:
+    """What a sampled probe reads at a moment."""
+
+    power_w: float | None = None
+    energy_j: float | None = None
+    """Since the start of the window."""
+    temperature_c: float | None = None
+    memory_bytes: int | None = None
+    """Resident memory of the process; on CUDA, what its allocator gave out."""
+    utilization_percent: float | None = None
+
+
+@dataclass(kw_only=True)
+class _Moment:
+    method: str
+    repeat: int
+    elapsed_s: float
+    """Since the start of the window."""
+
+
+@dataclass(kw_only=True)
+class Sample(Reading, _Moment):
+    """The readings of all sampled probes at a moment, in `samples.csv`."""
+
+
+@dataclass(kw_only=True)
+class Step:
+    """One training step of a window, in `steps.csv`."""
+
+    method: str
+    repeat: int
+    step: int
+    """Counted from 1."""
+    elapsed_s: float
+    """From the start of the window to the end of the step."""
+    step_time_s: float
+    loss: float
+    """Eq. (8)."""
+
+
+@dataclass(kw_only=True)
+class Instant:
+    """A moment of the one training step whose memory was followed, in `timeline.csv`.
+
+    What was alive from here to the next one; the highest is the peak (`bench.probes.instants`).
+    """
+
+    method: str
+    repeat: int
+    position: float
+    """From 0 to 1, as if each operator took as long as on an ideal card."""
+    phase: str
+    """forward, backward or optimizer."""
+    parameter_bytes: int
+    gradient_bytes: int
+    optimizer_bytes: int
+    activation_bytes: int
+    other_bytes: int
+    layer: str | None = None
+    """Whose allocation or release it was."""
+    operator: str | None = None
+    """That had allocated it; empty for what was there before the step."""
+    source: str
+    """`tensor-storages` or `predicted`."""
+
+
+@dataclass(kw_only=True)
+class Learning:
+    """A point of a learning curve, in `learning.csv`."""
+
+    method: str
+    seed: int | None = None
+    step: int
+    """Steps done; 0 is the network as it was built."""
+    elapsed_s: float
+    """Of training alone: not of validating, of checkpoints, of the start of the process."""
+    energy_j: float | None = None
+    """Of training, of the device under test."""
+    energy_source: str | None = None
+    loss_train: float | None = None
+    """Mean of eq. (8) over the steps since the row before."""
+    val_mse: float
+    """Of ε, over the fixed pairs of `bench.quality.validation`; 1 is that of predicting 0."""
+    val_mse_ema: float | None = None
+    """The same with the moving average of the weights."""
+    learning_rate: float | None = None
+    """Of the next step."""
+
+
+@dataclass(kw_only=True)
+class Score:
+    """One number of one trained denoiser or of its samples, in `quality.csv`."""
+
+    source: str = "measured"
+    method: str
+    modality: str
+    """Of the channel; "all" for what is of a whole volume."""
+    column: str
+    """One of `bench.quality.scoring.UNITS`."""
+    value: float
+    unit: str | None = None
+    note: str | None = None
+    protocol: str | None = None
+    """`validation`, `best-batch`, or the sampler and its steps (`ddpm-2000`)."""
+    timestep: int | None = None
+    """t of the noisy volumes, of 2,000; None for samples."""
+    sd: float | None = None
+    """Standard deviation over what `count` counts (n − 1); None of fewer than two."""
+    count: int | None = None
+    """Volumes, or pairs of volumes, that `value` is the mean of."""
+    seed: int | None = None
+    """Of the training."""
+    data: str | None = None
+    """Name of the data source."""
+
+
+@dataclass(kw_only=True)
+class Fit(Work):
+    """What of a method trains in so much memory, in `fit.csv`. `volume` is of the preset."""
+
+    memory_bytes: int
+    """Of the card."""
+    margin_bytes: int | None = None
+    """Of them, kept free."""
+    method: str
+    preset: str | None = None
+    preset_changes: str | None = None
+    """As in `runs.csv`."""
+    volume: int
+    patch: int | None = None
+    batch_size: int
+    """The largest that trains at this volume; 0: not even one volume."""
+    batch_needs: int | None = None
+    """Bytes given out at a time at most, at `batch_size`, or at 1 if even that does not fit."""
+    batch_fits_by_default: bool | None = None
+    """Whether the allocator gets by in its default setting, in which memory fragments."""
+    largest_volume: int
+    """Side of the largest cube at batch 1; 0: not even the smallest."""
+    largest_patch: int | None = None
+    """Side of what a step sees of that one."""
+    volume_needs: int | None = None
+    """Bytes at `largest_volume`, or at the smallest cube that the method can train on."""
+    volume_fits_by_default: bool | None = None
+
+
+@dataclass(kw_only=True)
+class Point(Work):
+    """One prediction of a sweep, in `scale.csv`. Bytes at the peak, but for `stored_bytes`."""
+
+    method: str
+    axis: str
+    """couplings, volume or batch_size: the flag that is varied."""
+    value: int
+    """Of that flag."""
+    amount: int
+    """What the slope is per: couplings, voxels that a step sees, samples."""
+    preset: str | None = None
+    parameters: int
+    peak_memory_bytes: int
+    parameter_bytes: int
+    gradient_bytes: int
+    optimizer_bytes: int
+    activation_bytes: int
+    other_bytes: int
+    stored_bytes: int
+    """Activations alive when the backward pass begins: what the method stores."""
+
+
+@dataclass(kw_only=True)
+class Slope:
+    """A least-squares line through a sweep, in `scale_slopes.csv`; bytes per unit of the axis."""
+
+    method: str
+    axis: str
+    peak: float
+    stored: float
+    """Of `stored_bytes`."""
+    deviation: float
+    """Largest distance of a point of the peak from its line, in bytes."""
+
+
+@dataclass(kw_only=True)
+class BaselinePeak:
+    """A predicted peak that `check` compares with, in `baseline.csv`."""
+
+    preset: str
+    method: str
+    torch: str
+    """The version whose operators these are."""
+    workload: str
+    """What was trained on."""
+    peak_memory_bytes: int
+    parameter_bytes: int
+    gradient_bytes: int
+    optimizer_bytes: int
+    activation_bytes: int
+    other_bytes: int
+    peak_at: str
+    """Phase, layer and operator."""
+    layers: str
+    """A line a part and layer: what of the peak is whose ("activation body.level0 16777216")."""
+
+
+def describe_place(phase: str, layer: str | None, operator: str | None) -> str:
+    """A moment of a step in words: "backward pass, at body.level0 (convolution)"."""
+    if not operator:
+        return "stretch before the step begins"
+    where = f"at {layer} " if layer else ""
+    words = {"forward": "forward pass", "backward": "backward pass"}
+    name = operator.removeprefix("aten.").removesuffix(".default")
+    return f"{words.get(phase, 'optimizer step')}, {where}({name})"

@@ -1,0 +1,33 @@
+"""All that one trial needs to know."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from ..harness.plan import Plan
+
+PROBES = ("memory", "flops", "energy", "temperature", "host")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialPlan(Plan):
+    """One method in one preset, once."""
+
+    repeat: int
+    """Counted from 1."""
+    probes: tuple[str, ...] = PROBES
+    sample_hz: float = 10.0
+    memory_limit: int | None = None
+    """Bytes of memory of its own that the trial's process may have; None: no limit."""
+    card: str | None = None
+    """NVIDIA card to measure, by NVML's index, UUID or MIG id; None: the one that is `device`."""
+
+    @property
+    def number(self) -> int:
+        return self.repeat
+
+    def columns(self) -> dict[str, Any]:
+        return super().columns() | {
+            "memory_limit_bytes": self.memory_limit,
+            "card": self.card,
+            "sample_hz": self.sample_hz,
+        }

@@ -1,0 +1,169 @@
+"""Idle power, cooling, other load: measured, waited for, and written down."""
+
+import os
+import subprocess
+import sys
+from io import StringIO
+
+import pytest
+from rich.console import Console
+
+from bench.cli import execute
+from bench.commands import RunCommand
+from bench.errors import UserError
+from bench.harness.window import Window
+from bench.presets import Overrides
+from bench.probes.host import SWAP_BYTES, swap_in_use
+from bench.records.rows import Record
+from bench.run.command import Benchmark
+from bench.run.fairness import EqualConditions, Idle, measure_idle
+from tests.bench.trials import Watcher, new_run, run_trials, tiny_plan
+
+
+class CoolingDevice:
+    """A device that loses `rate` degrees a second, and its clock."""
+
+    def __init__(self, temperature: float | None, rate: float) -> None:
+        self.temperature, self.rate, self.now = temperature, rate, 0.0
+
+    def read(self) -> float | None:
+        return None if self.temperature is None else self.temperature - self.rate * self.now
+
+    def clock(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+    def conditions(self, cooldown_s: float) -> EqualConditions:
+        return EqualConditions(
+            Idle(temperature_c=40.0), self.read, cooldown_s, clock=self.clock, sleep=self.sleep
+        )
+
+
+def test_waiting_until_the_device_is_cool():
+    device, told = CoolingDevice(70.0, rate=0.5), []
+    assert device.conditions(120).wait_until_cool(told.append) == []
+    assert device.now == pytest.approx(56, abs=1)  # at 42 °C
+    assert len(told) == 1
+
+
+def test_no_wait_within_two_degrees():
+    device = CoolingDevice(41.9, rate=0.1)
+    assert device.conditions(120).wait_until_cool() == []
+    assert device.now == 0
+
+
+def test_a_limit_after_which_it_goes_on_and_says_so():
+    device = CoolingDevice(70.0, rate=0.1)
+    (line,) = device.conditions(60).wait_until_cool()
+    assert device.now == pytest.approx(60, abs=1)
+    assert line == (
+        "started at 64 °C, 24 °C above the first trial's start, after a wait of 60 s (--cooldown)"
+    )
+
+
+def test_an_interrupt_ends_the_wait():
+    device = CoolingDevice(70.0, rate=0.0)
+    device.conditions(600).wait_until_cool(should_stop=lambda: device.now > 5)
+    assert device.now < 10
+
+
+def test_a_sensor_that_is_lost_ends_the_wait():
+    (line,) = CoolingDevice(None, rate=0.0).conditions(600).wait_until_cool()
+    assert "cannot be read" in line
+
+
+def test_energy_above_idle():
+    record = Record(
+        method="idm", repeat=1, energy_j=3000.0, mean_power_w=150.0, energy_source="nvml-power"
+    )
+    EqualConditions(Idle(30.0, "nvml-counter")).judge(record)
+    assert record.idle_power_w == 30
+    assert record.energy_above_idle_j == pytest.approx(3000 - 30 * 20)
+
+
+def test_no_energy_above_what_another_source_calls_idle():
+    record = Record(
+        method="idm", repeat=1, energy_j=3000.0, mean_power_w=150.0, energy_source="rapl"
+    )
+    EqualConditions(Idle(30.0, "tdp-estimate")).judge(record)
+    assert record.energy_above_idle_j is None
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_strict_marks_a_trial_that_shared_the_machine(strict):
+    record = Record(method="idm", repeat=1, status="ok", contention=("swap in use: 1.00 GiB",))
+    EqualConditions(Idle(), strict=strict).judge(record)
+    assert record.status == ("failed" if strict else "ok")
+    assert record.error == ("--strict: swap in use: 1.00 GiB" if strict else None)
+
+
+def test_swap_in_use():
+    assert swap_in_use(SWAP_BYTES) == []
+    assert swap_in_use(3 * 2**29) == ["swap in use: 1.50 GiB"]
+
+
+@pytest.fixture(scope="module")
+def busy_cpu():
+    """Processes on half of the cores that do nothing but compute."""
+    burners = max(1, (os.cpu_count() or 1) // 2)
+    processes = [
+        subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(burners)
+    ]
+    yield
+    for process in processes:
+        process.kill()
+        process.wait()
+
+
+def test_a_cpu_that_is_busy_with_something_else(busy_cpu):
+    _, contention = measure_idle(None, None, 0.5)
+    (line,) = contention
+    assert line.startswith("other processes took ")
+
+
+def test_strict_does_not_start_beside_others(tmp_path, busy_cpu):
+    command = RunCommand(
+        models=("idm",), steps=1, strict=True, out=tmp_path / "out", cache_dir=tmp_path / "cache",
+        subjects=1, idle=0.5, overrides=Overrides(volume=8, batch_size=1, channels=(4, 8)),
+    )  # fmt: skip
+    output = StringIO()
+    with pytest.raises(UserError, match="--strict: other processes took"):
+        execute(command, Console(file=output))
+    assert "Warning: other load on this machine: other processes took" in output.getvalue()
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_window_beside_others_and_two_runs_of_one_seed(tmp_path, busy_cpu):
+    window = Window(steps=60)  # long enough for the clock ticks in which the kernel counts load
+    plans = [
+        tiny_plan(tmp_path, repeat=1, window=window, probes=("host",)),
+        tiny_plan(tmp_path, repeat=2, window=window),
+    ]
+    run = new_run(tmp_path, plans)
+    watcher = Watcher()
+    run_trials(run, plans, watcher, conditions=EqualConditions(Idle(), strict=True))
+    first, second = run.records().itertuples()
+
+    assert "other processes took" in first.contention
+    assert first.other_load_percent > 10
+    assert first.status == "failed"
+    assert first.error.startswith("--strict: ")
+    assert second.status == "ok"  # nobody watched
+
+    losses = run.steps().pivot_table(index="step", columns="repeat", values="loss")
+    assert losses[1].tolist() == losses[2].tolist()
+    assert losses[1].nunique() == 60
+
+
+def test_repeats_take_turns_with_one_seed(tmp_path):
+    command = RunCommand(
+        models=("idm", "unet", "patchddm"), steps=1, repeats=2, seed=7, subjects=1,
+        cache_dir=tmp_path, overrides=Overrides(volume=16, batch_size=1, channels=(4, 8)),
+    )  # fmt: skip
+    plans = Benchmark(command, Console(file=StringIO())).plan()
+    assert [plan.key for plan in plans] == [
+        ("idm", 1), ("unet", 1), ("patchddm", 1), ("idm", 2), ("unet", 2), ("patchddm", 2),
+    ]  # fmt: skip
+    assert {plan.training.seed for plan in plans} == {7}
