@@ -1,4 +1,4 @@
-# `make bench` and `make test` do all from a fresh checkout: environment, installation, run.
+# `make bench` and `make test` do everything from a fresh checkout: environment, installation, run.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -28,8 +28,8 @@ benchmarks: $(VENV)/installed
 	$(VENV)/bin/pip install -q -c constraints.txt -e ".[$(EXTRAS),peers]"
 	$(RUN) -m pytest tests/benchmarks -o addopts="-q -s" --benchmark-columns=median,rounds
 
-# The committed results are made in build/, which git does not look at: a run says of itself whether
-# the working tree was that of a commit.
+# The committed results are made in build/, which git ignores: each run records whether the working
+# tree was that of a commit.
 MADE = build/results
 
 # What training costs: about an hour on two idle cores.
@@ -46,9 +46,10 @@ reference: $(VENV)/installed
 	    $(RUN) -m bench fit $(ALL) --memory $${size}GiB --out $(MADE)/reference/fit-$$size || true; \
 	done
 	$(RUN) -m bench report $(MADE)/reference/*/ --out $(MADE)/reference
+	$(RUN) -m docs.keep_results $(MADE)/reference
 	rm -rf results/reference && mv $(MADE)/reference results/
 
-# What training is worth (docs/quality.md): about two hours and a quarter on two idle cores.
+# The trainings of docs/quality.md: about two hours and a quarter on two idle cores.
 # Trainings whose speed is not the question run side by side, a core each.
 QUALITY = $(RUN) -m bench quality --cache-dir .cache/volumes
 ON_CORE = OMP_NUM_THREADS=1 taskset -c
@@ -70,6 +71,7 @@ reference-quality: $(VENV)/installed
 	    $(ON_CORE) 1 $(QUALITY) --models idm-stored patchddm checkpoint $(BUDGET); wait
 	for part in long seeds steps budget; do \
 	    $(RUN) -m bench report $(MADE)/quality/$$part/*/ --out $(MADE)/quality/$$part; done
+	$(RUN) -m docs.keep_results $(MADE)/quality
 	rm -rf results/quality && mv $(MADE)/quality results/
 
 $(VENV)/installed: pyproject.toml constraints.txt

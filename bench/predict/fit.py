@@ -34,7 +34,7 @@ class Question:
     overrides: Overrides
     limit: int
     """Bytes that the caching allocator may hold."""
-    margin: int
+    margin: int = 0
     """Bytes of the card beside them, kept free."""
 
 
