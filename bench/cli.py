@@ -18,6 +18,7 @@ from . import commands
 from .errors import UserError, typed
 from .harness.process import loading
 from .harness.worker import Worker
+from .presets import check_ranges
 
 COMMANDS: Mapping[str, tuple[type, str]] = {
     "run": (commands.RunCommand, "run.command:run_benchmark"),
@@ -49,6 +50,7 @@ def main() -> int:
 def execute(command: Any, console: Console) -> int:
     """Exit status; UserError for a person's mistake."""
     where = next(where for kind, where in COMMANDS.values() if kind is type(command))
+    check_ranges(command)
     # CUDA is to number its cards as NVML does: by default it puts the fastest first.
     os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
     if isinstance(command, commands.RunCommand):

@@ -5,8 +5,21 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
+from annotated_types import Interval
 
-from .presets import Overrides, Sampler
+from .presets import (
+    Count,
+    Decay,
+    Hertz,
+    Minutes,
+    Overrides,
+    Sampler,
+    Samples,
+    Seconds,
+    SecondsOr0,
+    Seed,
+    Weight,
+)
 from .sizes import MARGIN
 
 Preset = Literal["small", "paper", "equal", "full-volume"]
@@ -22,9 +35,9 @@ class RunCommand:
 
     models: tuple[str, ...] = ("unet", "checkpoint", "patchddm", "idm", "idm-stored")
     """Methods to train, in this order; ratios are relative to the first."""
-    minutes: float | None = None
+    minutes: Minutes | None = None
     """Length of each window, in minutes; None: 2, unless --steps is given."""
-    steps: int | None = None
+    steps: Count | None = None
     """Length of each window in training steps, instead of --minutes."""
     preset: Preset | None = None
     """The workload; None: paper with CUDA, small without."""
@@ -35,30 +48,30 @@ class RunCommand:
     """Volumes to train on: phantom (embedded brains), a BraTS folder, SynapseMNIST3D."""
     data_dir: Path | None = None
     """The BraTS folder, or the .npz of SynapseMNIST3D (or its folder)."""
-    subjects: int | None = None
+    subjects: Count | None = None
     """Number of volumes at most; None: all, of embedded brains 32 up to 64³, fewer above."""
     cache_dir: Path | None = None
     """Folder for prepared volumes; None: the user's cache folder."""
-    repeats: int = 1
+    repeats: Count = 1
     """Trials of each method, in the order A B C A B C."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the weights, the noise, the order of the data and the embedded brains."""
-    lambda_r: float = 0.0
+    lambda_r: Weight = 0.0
     """λ_R, the weight of the inverse term of eq. (8), for invertible networks."""
     out: Path = Path("results")
     """Folder in which the run folder is made."""
-    timeout: float | None = None
+    timeout: Seconds | None = None
     """Seconds without a finished step after which a trial is stopped; None: never."""
     country: str | None = None
     """Country whose power grid gives the CO₂ intensity: CHE, USA (ISO 3166-1); None: the world."""
-    sample_hz: float = 10.0
+    sample_hz: Hertz = 10.0
     """Readings of power, temperature and load per second."""
     card: str | None = None
     """NVIDIA card whose energy and temperature are measured: index in nvidia-smi, UUID or MIG id;
     None: the card of --device."""
-    idle: float = 2.0
+    idle: SecondsOr0 = 2.0
     """Seconds of rest before the first trial, to measure idle power; 0 for none."""
-    cooldown: float = 120.0
+    cooldown: SecondsOr0 = 120.0
     """Before each trial, wait until the device is within 2 °C of its temperature before the first
     trial, at most for so many seconds; 0 for no wait."""
     memory_limit: str | None = None
@@ -184,10 +197,10 @@ class QualityCommand:
 
     models: tuple[str, ...] = ("unet", "checkpoint", "patchddm", "idm", "idm-lean")
     """Methods to train, in this order."""
-    minutes: float | None = None
+    minutes: Minutes | None = None
     """Length of each training in minutes, without validation; None: 15, unless --steps is given.
     The learning rate is annealed over this time."""
-    steps: int | None = None
+    steps: Count | None = None
     """Length of each training in steps, instead of --minutes."""
     preset: Preset = "small"
     """The workload."""
@@ -200,34 +213,34 @@ class QualityCommand:
     """Volumes: phantom (embedded brains), a BraTS folder, SynapseMNIST3D."""
     data_dir: Path | None = None
     """The BraTS folder, or the .npz of SynapseMNIST3D (or its folder)."""
-    subjects: int | None = None
+    subjects: Count | None = None
     """Number of volumes at most; None: all, of embedded brains 128 up to 64³, fewer above. 80 % are
     for training, 10 % for validation, 10 % are kept for a test."""
     cache_dir: Path | None = None
     """Folder for prepared volumes; None: the user's cache folder."""
-    seeds: tuple[int, ...] = (0,)
+    seeds: tuple[Seed, ...] = (0,)
     """Seeds of the weights, the noise and the order of the data; a training of each method each."""
-    split_seed: int = 0
+    split_seed: Seed = 0
     """Seed of the embedded brains, of the split, and of the noise in the validation."""
-    ema: float = 0.995
+    ema: Decay = 0.995
     """Decay of the averaged weights at step k: min(--ema, (1 + k) / (10 + k))."""
-    validations: int = 30
+    validations: Count = 30
     """Points of the learning curve, evenly spaced over the training."""
-    checkpoint_minutes: float = 1.0
+    checkpoint_minutes: Annotated[float, Interval(ge=0, le=525_600)] = 1.0
     """Minutes of training between two checkpoints."""
-    samples: int = 4
+    samples: Annotated[int, Interval(ge=0, le=10_000)] = 4
     """Volumes to generate after each training."""
     sampler: Sampler = "ddpm-clipped"
     """ddpm: all 2,000 steps of eq. (7); ddpm-clipped: the same in --sampler-steps, the estimate of
     the volume clamped at each step; ddpm-mean: ddpm-clipped from the noised mean volume, for
     networks trained for minutes only; ddim: without added noise, in --sampler-steps, clamped."""
-    sampler_steps: int | None = None
+    sampler_steps: Count | None = None
     """Steps of ddpm-clipped, ddpm-mean and ddim, up to 2,000; None: 250, for ddim 50."""
     tensorboard: bool = False
     """Also write the learning curve for TensorBoard."""
     out: Path = Path("results")
     """Folder in which the run folder is made."""
-    timeout: float | None = None
+    timeout: Seconds | None = None
     """Seconds without a finished step after which a training is stopped; None: never."""
     country: str | None = None
     """Country whose power grid gives the CO₂ intensity: CHE, USA (ISO 3166-1); None: the world."""
@@ -247,17 +260,17 @@ class SampleCommand:
     """Folder of the quality run, with its checkpoints."""
     models: tuple[str, ...] = ()
     """Methods to draw from; none named: all of the run."""
-    seeds: tuple[int, ...] = ()
+    seeds: tuple[Seed, ...] = ()
     """Seeds of the trainings to draw from; none named: all."""
-    samples: int = 8
+    samples: Samples = 8
     """Volumes per training."""
-    batch_size: int = 4
+    batch_size: Samples = 4
     """Volumes drawn at a time; more need more memory."""
     sampler: Sampler = "ddpm-clipped"
     """As for `quality`: ddpm, ddpm-clipped, ddpm-mean or ddim."""
-    sampler_steps: int | None = None
+    sampler_steps: Count | None = None
     """Steps of ddpm-clipped, ddpm-mean and ddim, up to 2,000; None: 250, for ddim 50."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the noise."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""

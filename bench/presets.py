@@ -1,11 +1,25 @@
-"""The named workloads: what each method trains on."""
+"""The named workloads: what each method trains on, and the ranges of what can be typed."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_type_hints
+
+from annotated_types import Interval
 
 from .errors import UserError
+
+# A type names its range: for the flags (`check_ranges`) and for what comes in as JSON (pydantic).
+Count = Annotated[int, Interval(ge=1, le=2**20)]
+CountOr0 = Annotated[int, Interval(ge=0, le=2**20)]
+Samples = Annotated[int, Interval(ge=1, le=10_000)]
+Seed = Annotated[int, Interval(ge=0, le=2**31)]
+Minutes = Annotated[float, Interval(gt=0, le=525_600)]
+Seconds = Annotated[float, Interval(gt=0, le=31_536_000)]
+SecondsOr0 = Annotated[float, Interval(ge=0, le=31_536_000)]
+Hertz = Annotated[float, Interval(gt=0, le=1000)]
+Weight = Annotated[float, Interval(ge=0, le=1e9)]
+Decay = Annotated[float, Interval(ge=0, lt=1)]
 
 Precision = Literal["fp32", "bf16"]
 Sampler = Literal["ddpm", "ddpm-clipped", "ddpm-mean", "ddim"]
@@ -15,15 +29,15 @@ Sampler = Literal["ddpm", "ddpm-clipped", "ddpm-mean", "ddim"]
 class Workload:
     """What one method is asked to train on. Sides are in voxels, of a cube."""
 
-    volume: int
+    volume: Count
     """Side of a whole volume."""
-    patch: int
+    patch: Count
     """Side of what one step sees: the volume's, or less for a method that trains on patches."""
-    batch_size: int
+    batch_size: Count
     """Volumes (or patches) in a step."""
-    channels: tuple[int, ...]
+    channels: tuple[Count, ...]
     """Width of each level of the network, finest first."""
-    couplings: int
+    couplings: Count
     """Couplings a level and branch, for invertible networks; the others ignore it."""
     precision: Precision
     """fp32, or the 16-bit type of autocast; weights are float32 in either case."""
@@ -77,15 +91,15 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
 class Overrides:
     """Values of the workload that a flag replaced; None leaves the preset's."""
 
-    volume: int | None = None
+    volume: Count | None = None
     """Side of the volumes, in voxels."""
-    patch: int | None = None
+    patch: Count | None = None
     """Side of the patches, for methods that train on patches."""
-    batch_size: int | None = None
+    batch_size: Count | None = None
     """Volumes in a step."""
-    channels: tuple[int, ...] | None = None
+    channels: tuple[Count, ...] | None = None
     """Width of each level, finest first."""
-    couplings: int | None = None
+    couplings: Count | None = None
     """Couplings a level and branch, for invertible networks."""
     precision: Precision | None = None
     """fp32, or 16-bit autocast."""
@@ -114,12 +128,8 @@ def workload(
         **{key: published[key] for key in chosen.from_method if key in published},
         **given,
     }
-    for name in ("volume", "batch_size", "couplings", "patch"):
-        if values.get(name, 1) < 1:
-            flag = name.replace("_", "-")
-            raise UserError(f"--{flag} {values[name]}: must be at least 1")
-    if any(width < 1 for width in values["channels"]):
-        raise UserError("--channels: every width must be at least 1")
+    if overrides is not None:
+        check_ranges(overrides)
     trains_on_patches = "patch" in published
     if not trains_on_patches:
         values["patch"] = values["volume"]
@@ -132,3 +142,44 @@ def workload(
             f"give --patch {values['volume']} or less"
         )
     return replace(Workload(**values), channels=tuple(values["channels"]))
+
+
+def check_ranges(settings: Any) -> None:
+    """UserError for the first field of a dataclass, or of one inside, out of its type's range."""
+    for name, hint in get_type_hints(type(settings), include_extras=True).items():
+        value = getattr(settings, name)
+        if is_dataclass(value):
+            check_ranges(value)
+        for interval in _intervals(hint):
+            for each in value if isinstance(value, tuple) else (value,):
+                if each is not None and not _lies_in(each, interval):
+                    flag = name.replace("_", "-")
+                    raise UserError(f"--{flag} {_digits(each)}: {_in_words(interval)}")
+
+
+def _intervals(hint: Any) -> Iterator[Interval]:
+    """Those that a type names: of `Count`, `Count | None`, `tuple[Count, ...]`."""
+    for inner in get_args(hint):
+        if isinstance(inner, Interval):
+            yield inner
+        else:
+            yield from _intervals(inner)
+
+
+def _lies_in(value: Any, interval: Interval) -> bool:
+    low = value > interval.gt if interval.gt is not None else value >= interval.ge
+    high = value < interval.lt if interval.lt is not None else value <= interval.le
+    return bool(low and high)  # not a number lies nowhere
+
+
+def _in_words(interval: Any) -> str:
+    low, high = (interval.ge, "at least"), (interval.le, "at most")
+    if interval.gt is not None:
+        low = interval.gt, "more than"
+    if interval.lt is not None:
+        high = interval.lt, "less than"
+    return ", ".join(f"{words} {_digits(value)}" for value, words in (low, high))
+
+
+def _digits(value: Any) -> str:
+    return str(value) if isinstance(value, int) else f"{value:g}"

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..presets import Precision, Workload
+from ..presets import Count, Precision, Seed, Weight, Workload
 from .diffusion import Diffusion
 
 
@@ -26,13 +26,13 @@ class Training:
 
     learning_rate: float = 2e-4
     """Of AdamW, at the start of the cosine annealing."""
-    lambda_r: float = 0.0
+    lambda_r: Weight = 0.0
     """Weight of ‖x_t − U⁻¹(U(x_t, t))‖² in eq. (8), for invertible networks."""
-    lambda_l2: float = 1e-4
+    lambda_l2: Weight = 1e-4
     """Weight of ‖W‖₂ in eq. (8)."""
-    anneal_steps: int = 10_000
+    anneal_steps: Count = 10_000
     """Steps over which the learning rate is annealed to 0."""
-    seed: int = 0
+    seed: Seed = 0
     """Of the weights, the noise and the order of the data."""
 
 

@@ -11,13 +11,14 @@ import pandas as pd
 from rich.console import Console
 
 from ..errors import UserError
+from ..methods import METHODS
 from ..records.files import from_json, to_json
 from ..records.folder import Run
 from ..report.grid import Grid, for_terminal
 from .console import ConsoleDisplay, say
 from .environment import describe_environment, describe_resumption
 from .plan import Plan
-from .planning import check_workload, choose_device
+from .planning import choose_device
 from .runner import Conditions, Recorder, run_all
 
 Command = TypeVar("Command")
@@ -64,11 +65,6 @@ class Launcher(ABC, Generic[Command, AnyPlan, AnyRun]):
     @abstractmethod
     def mend(self, run: AnyRun) -> set[tuple[str, int]]:
         """Make a run that was cut short whole; returns the keys of the plans that are done."""
-
-    @staticmethod
-    @abstractmethod
-    def check_plan(plan: Any) -> None:
-        """ValueError for what no command makes."""
 
     @staticmethod
     def check_environment(environment: Mapping[str, Any]) -> None:
@@ -165,8 +161,8 @@ class Launcher(ABC, Generic[Command, AnyPlan, AnyRun]):
             if len({plan.key for plan in plans}) < len(plans):
                 raise ValueError(f"one of its {cls.noun} is there twice")
             for plan in plans:
-                check_workload(plan.method, plan.work)
-                cls.check_plan(plan)
+                if plan.method not in METHODS:
+                    raise ValueError(f"{plan.method!r:.40} is no method of this version")
             cls.check_environment(environment)
         except ValueError as error:
             raise UserError(

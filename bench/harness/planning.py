@@ -19,7 +19,6 @@ from .window import Window
 
 Chosen = Sequence[tuple[Method, Workload]]
 """Each method with what it trains on."""
-MOST_SEED = 2**31
 
 
 @dataclass(frozen=True)
@@ -105,38 +104,13 @@ def choose_window(minutes: float | None, steps: int | None, default_minutes: flo
     if minutes is not None and steps is not None:
         raise UserError("--minutes and --steps: give one of the two, not both")
     if steps is not None:
-        if steps < 1:
-            raise UserError(f"--steps {steps}: the window needs at least 1 step")
         return Window(steps=steps)
-    minutes = default_minutes if minutes is None else minutes
-    if not 0 < minutes < float("inf"):
-        raise UserError(f"--minutes {minutes:g}: the window must be longer than 0")
-    return Window(seconds=minutes * 60)
+    return Window(seconds=(default_minutes if minutes is None else minutes) * 60)
 
 
 def choose_workloads(names: Sequence[str], preset: str, overrides: Overrides) -> Chosen:
     """Each method with what it will train on; UserError for a wrong flag."""
     return [(method, method.workload(preset, overrides)) for method in find_methods(names)]
-
-
-def check_ranges(*ranges: tuple[str, float | None, float, float]) -> None:
-    """UserError for the first (flag, value, least, most) whose value is not from least to most."""
-    for flag, value, least, most in ranges:
-        if value is not None and not least <= value <= most:
-            raise UserError(f"{flag} {value:g}: from {least:g} to {most:g}")
-
-
-def check_timeout(timeout: float | None) -> None:
-    if timeout is not None and not timeout > 0:
-        raise UserError(f"--timeout {timeout:g}: more than 0 seconds")
-
-
-def check_workload(method: str, work: Workload) -> None:
-    """ValueError for what no command makes."""
-    if method not in METHODS:
-        raise ValueError(f"{method!r:.40} is no method of this version")
-    if min(work.volume, work.patch, work.batch_size, work.couplings, *work.channels) < 1:
-        raise ValueError(f"{method}: sizes must be at least 1")
 
 
 def chosen_by(plans: Sequence[Plan]) -> Chosen:

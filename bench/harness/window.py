@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..presets import Count, Seconds
+
 
 @dataclass(frozen=True)
 class StepTime:
@@ -27,8 +29,8 @@ class StepTime:
 class Window:
     """The fixed stretch of training that a trial measures: so many seconds, or so many steps."""
 
-    seconds: float | None = None
-    steps: int | None = None
+    seconds: Seconds | None = None
+    steps: Count | None = None
 
     def __post_init__(self) -> None:
         if (self.seconds is None) == (self.steps is None):

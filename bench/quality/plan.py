@@ -1,10 +1,12 @@
 """All that one training needs to know."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
+
+from annotated_types import MinLen
 
 from ..harness.plan import Plan
-from ..presets import Sampler
+from ..presets import Count, CountOr0, Decay, Sampler, SecondsOr0, Seed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -13,18 +15,18 @@ class TrainingPlan(Plan):
 
     folder: str = ""
     """The run's, once there is one."""
-    train: tuple[int, ...]
-    val: tuple[int, ...]
+    train: Annotated[tuple[CountOr0, ...], MinLen(1)]
+    val: Annotated[tuple[CountOr0, ...], MinLen(1)]
     """Which of the volumes train and which validate."""
-    split_seed: int = 0
+    split_seed: Seed = 0
     """Of the split, and of the timesteps and the noise of the validation."""
-    validations: int = 30
-    ema: float = 0.995
-    checkpoint_s: float = 60.0
+    validations: Count = 30
+    ema: Decay = 0.995
+    checkpoint_s: SecondsOr0 = 60.0
     """Of training, from one checkpoint to the next."""
     budget_bytes: int | None = None
     predicted_peak_bytes: int | None = None
-    samples: int = 4
+    samples: CountOr0 = 4
     sampler: Sampler = "ddpm-clipped"
     sampler_steps: int | None = None
     """None: the sampler's own (`bench.ddpm.samplers.STEPS`)."""

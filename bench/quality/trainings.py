@@ -32,7 +32,6 @@ from .plan import TrainingPlan
 from .recorder import TrainingRecorder
 from .tensorboard_log import check_tensorboard
 
-MOST_SAMPLES = 10_000
 MINUTES = 15.0
 """Of each training, unless told."""
 
@@ -70,20 +69,9 @@ class Trainings(Launcher[QualityCommand, TrainingPlan, QualityRun]):
 
     def check(self) -> None:
         command = self.command
-        planning.check_ranges(
-            ("--seeds", min(command.seeds, default=-1), 0, planning.MOST_SEED),
-            ("--seeds", max(command.seeds, default=-1), 0, planning.MOST_SEED),
-            ("--split-seed", command.split_seed, 0, planning.MOST_SEED),
-            ("--validations", command.validations, 1, 10_000),
-            ("--checkpoint-minutes", command.checkpoint_minutes, 0, 10_000),
-            ("--samples", command.samples, 0, MOST_SAMPLES),
-        )
-        planning.check_timeout(command.timeout)
         check_sampler(command.sampler, command.sampler_steps)
         if len(set(command.seeds)) < len(command.seeds):
             raise UserError(f"--seeds {' '.join(map(str, command.seeds))}: each once")
-        if not 0 <= command.ema < 1:
-            raise UserError(f"--ema {command.ema:g}: a decay is at least 0 and less than 1")
         if command.country is not None:
             check_country(command.country)
         if command.tensorboard:
@@ -167,13 +155,6 @@ class Trainings(Launcher[QualityCommand, TrainingPlan, QualityRun]):
         done = set(finished.itertuples(index=False, name=None))
         run.keep_trainings(done)
         return done
-
-    @staticmethod
-    def check_plan(plan: TrainingPlan) -> None:
-        if not plan.train or not plan.val or min(*plan.train, *plan.val) < 0:
-            raise ValueError(f"{plan.method}: train and val must be indices of volumes")
-        if plan.validations < 1 or plan.checkpoint_s < 0 or not 0 <= plan.ema < 1:
-            raise ValueError(f"{plan.method}: validations, checkpoint_s or ema is out of range")
 
     def with_volumes(self, plans: list[TrainingPlan], run: QualityRun) -> list[TrainingPlan]:
         return with_volumes(plans, self.command, run, self.console)

@@ -45,20 +45,8 @@ class Benchmark(Launcher[RunCommand, TrialPlan, Run]):
     of_a_resumption = ("timeout", "cooldown", "strict")
 
     def check(self) -> None:
-        command = self.command
-        planning.check_timeout(command.timeout)
-        planning.check_ranges(
-            ("--repeats", command.repeats, 1, 10_000),
-            ("--seed", command.seed, 0, planning.MOST_SEED),
-            ("--idle", command.idle, 0, 86_400),
-            ("--cooldown", command.cooldown, 0, 86_400),
-        )
-        if not 0 < command.sample_hz <= 1000:
-            raise UserError(f"--sample-hz {command.sample_hz:g}: more than 0, at most 1000")
-        if not 0 <= command.lambda_r < float("inf"):
-            raise UserError(f"--lambda-r {command.lambda_r:g}: a weight is at least 0")
-        if command.country is not None:
-            check_country(command.country)
+        if self.command.country is not None:
+            check_country(self.command.country)
 
     def plan(self) -> list[TrialPlan]:
         """Interleaved (A B C A B C), so that a machine that warms up or is busy for a while does
@@ -117,11 +105,6 @@ class Benchmark(Launcher[RunCommand, TrialPlan, Run]):
     def mend(self, run: Run) -> set[tuple[str, int]]:
         run.mend()
         return set(run.records()[["method", "repeat"]].itertuples(index=False, name=None))
-
-    @staticmethod
-    def check_plan(plan: TrialPlan) -> None:
-        if not 0 < plan.sample_hz <= 1000:
-            raise ValueError(f"{plan.method}: sample_hz must be more than 0, at most 1000")
 
     @staticmethod
     def check_environment(environment: Mapping[str, Any]) -> None:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..harness.plan import Plan
+from ..presets import Count, Hertz
 
 PROBES = ("memory", "flops", "energy", "temperature", "host")
 
@@ -12,10 +13,10 @@ PROBES = ("memory", "flops", "energy", "temperature", "host")
 class TrialPlan(Plan):
     """One method in one preset, once."""
 
-    repeat: int
+    repeat: Count
     """Counted from 1."""
     probes: tuple[str, ...] = PROBES
-    sample_hz: float = 10.0
+    sample_hz: Hertz = 10.0
     memory_limit: int | None = None
     """Bytes of memory of its own that the trial's process may have; None: no limit."""
     card: str | None = None
