@@ -8,6 +8,7 @@ import io
 import json
 import math
 import os
+import secrets
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -84,7 +85,8 @@ def _write(
     progress: Callable[[int, int], None] | None,
 ) -> None:
     shape = (len(source), *source.shape)
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    # Not named by the process: in two containers that share the folder both may be process 1.
+    temporary = path.with_suffix(f".{secrets.token_hex(8)}.tmp")
     try:
         # Plain writes and no memory map: on a full disk they raise, a map kills the process.
         with temporary.open("w+b") as file:
@@ -101,7 +103,7 @@ def _write(
             checksum = _checksum(file)
         note = {"shape": shape, "checksum": checksum, "identity": identity}
         os.replace(temporary, path)
-        temporary.write_text(json.dumps(note, indent=1))
+        temporary.write_text(json.dumps(note, indent=1), encoding="utf-8")
         os.replace(temporary, path.with_suffix(".json"))
     finally:
         temporary.unlink(missing_ok=True)
@@ -118,7 +120,7 @@ def _header(shape: tuple[int, ...]) -> bytes:
 def _note(path: Path) -> dict[str, Any] | None:
     """The note beside the array, if the array begins as it says and is as long as it says."""
     try:
-        note = json.loads(path.with_suffix(".json").read_text())
+        note = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
         shape = tuple(int(n) for n in note["shape"])
         header = _header(shape)
         with path.open("rb") as file:

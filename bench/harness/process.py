@@ -2,7 +2,7 @@
 
 import ctypes
 import gc
-import resource
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -24,17 +24,21 @@ def limit_memory(nbytes: int) -> None:
     Linux counts private writable memory (RLIMIT_DATA). Address space, which other systems count,
     would include the libraries and what CUDA only reserves.
     """
+    import resource  # POSIX only
+
     which = resource.RLIMIT_DATA if sys.platform == "linux" else resource.RLIMIT_AS
     resource.setrlimit(which, (nbytes, nbytes))
 
 
-def die_with_parent() -> None:
-    """Have Linux end this process when the benchmark's ends, however that ends.
+def die_with_parent(parent: int) -> None:
+    """Have Linux end this process when its parent, of this process id, ends, however that ends.
 
     Elsewhere the next event finds the pipe broken, which ends it too, only later.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # it had ended before that
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 @contextmanager

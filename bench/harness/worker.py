@@ -33,7 +33,7 @@ from typing import Any, ClassVar, TextIO, TypeVar
 from ..errors import UserError, last_line
 from ..records.files import from_json
 from ..records.rows import Measurement, Status
-from .process import die_with_parent, offer_to_the_oom_killer
+from .process import offer_to_the_oom_killer
 
 Plan = TypeVar("Plan")
 
@@ -104,7 +104,15 @@ class Worker:
         root = str(Path(__file__).parents[2])
         paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
         self.process = subprocess.Popen(
-            [sys.executable, "-P", "-m", f"{PACKAGE}.{module}", str(write_end)],
+            [
+                sys.executable,
+                "-P",
+                "-m",
+                f"{PACKAGE}.harness.child",
+                str(os.getpid()),
+                f"{PACKAGE}.{module}",
+                str(write_end),
+            ],
             stdin=subprocess.PIPE,
             stdout=self._early_output,
             stderr=self._early_output,
@@ -262,7 +270,6 @@ def serve(kind: type[Plan], run: Callable[[Plan, Events, Callable[[], bool]], No
     Returns:
         Exit status. The last event, `end`, has the `status` and `error` of a record.
     """
-    die_with_parent()
     interrupted = threading.Event()
     signal.signal(signal.SIGINT, lambda *_: interrupted.set())
     events = Events(os.fdopen(int(sys.argv[1]), "w"))

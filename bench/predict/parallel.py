@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from typing import TypeVar
 
+from ..harness.process import die_with_parent
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -17,5 +19,6 @@ def in_processes(function: Callable[[Item], Result], items: Sequence[Item]) -> I
         yield from map(function, items)
         return
     context = multiprocessing.get_context("spawn")  # a forked torch may hang in its thread pools
-    with ProcessPoolExecutor(workers, context) as pool:
+    parent = (os.getpid(),)
+    with ProcessPoolExecutor(workers, context, die_with_parent, parent) as pool:
         yield from pool.map(function, items)

@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -163,3 +164,24 @@ def test_a_full_disk_is_one_line_that_says_how_much_is_needed(source, tmp_path, 
     monkeypatch.setattr(Path, "open", open_on_a_full_disk)
     with pytest.raises(UserError, match=r"No space left.*MiB are needed"):
         prepare(source, tmp_path)
+
+
+def test_two_containers_share_a_cache_folder(source, tmp_path):
+    """Their processes have the same number: one of the two was refused, every time."""
+    begun, go_on = threading.Event(), threading.Event()
+    paths: list[Path] = []
+
+    def wait(done: int, total: int) -> None:
+        begun.set()
+        assert go_on.wait(60)
+
+    slow = threading.Thread(target=lambda: paths.append(prepare(source, tmp_path, wait)))
+    slow.start()
+    assert begun.wait(60)
+    paths.append(prepare(source, tmp_path))  # begins and ends while the other is at work
+    go_on.set()
+    slow.join()
+    assert len(paths) == 2
+    assert paths[0] == paths[1]
+    assert len(load(paths[0])) == len(source)
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".json", ".npy"]
