@@ -9,6 +9,8 @@ import importlib
 import os
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import tyro
@@ -16,6 +18,7 @@ from rich.console import Console
 
 from . import commands
 from .errors import UserError, typed
+from .harness.output import make_output_last
 from .harness.process import loading
 from .harness.worker import Worker
 from .presets import check_ranges
@@ -51,12 +54,30 @@ def execute(command: Any, console: Console) -> int:
     """Exit status; UserError for a person's mistake."""
     where = next(where for kind, where in COMMANDS.values() if kind is type(command))
     check_ranges(command)
+    check_names(command)
     # CUDA is to number its cards as NVML does: by default it puts the fastest first.
     os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
     if isinstance(command, commands.RunCommand):
         with Worker.spare("run.trial"):  # it and this process load PyTorch side by side
             return _load(where)(command, console)
     return _load(where)(command, console)
+
+
+def check_names(command: Any) -> None:
+    """UserError for a folder whose name no file of ours could hold."""
+    paths = {"the current folder": Path.cwd()}
+    for field in fields(command):
+        value = getattr(command, field.name)
+        for path in value if isinstance(value, tuple) else (value,):
+            if isinstance(path, Path):
+                paths[f"--{field.name.replace('_', '-')}"] = path
+    for what, path in paths.items():
+        try:
+            str(path).encode("utf-8")
+        except UnicodeEncodeError:
+            raise UserError(
+                f"{what}: its name is not UTF-8 ({os.fsencode(path)!r:.80}); rename it"
+            ) from None
 
 
 def _load(where: str) -> Callable[..., int]:
@@ -67,6 +88,7 @@ def _load(where: str) -> Callable[..., int]:
 
 def _main(read: Callable[[], Any]) -> int:
     """Exit status of the command that `read` gives; a person's mistake is one line, status 2."""
+    make_output_last()
     try:
         return execute(read(), Console(soft_wrap=not sys.stdout.isatty()))
     except UserError as error:
@@ -75,8 +97,6 @@ def _main(read: Callable[[], Any]) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # the reader of our output has ended, as `| head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
     finally:
+        sys.stdout.flush()
         gc.freeze()  # or the interpreter would look through all that is left, and then leave anyway

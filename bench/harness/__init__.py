@@ -8,5 +8,7 @@ worker.py       a process, from both sides
 process.py      what a process asks of the operating system
 window.py       the fixed stretch of training, on the harness's clock
 console.py      what a person sees meanwhile
+output.py       output that no measurement depends on
+child.py        the first thing that a worker's process runs
 environment.py  machine, versions, commit
 """

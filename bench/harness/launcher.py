@@ -17,6 +17,7 @@ from ..records.folder import Run
 from ..report.grid import Grid, for_terminal
 from .console import ConsoleDisplay, say
 from .environment import describe_environment, describe_resumption
+from .output import outlive_the_terminal
 from .plan import Plan
 from .planning import choose_device
 from .runner import Conditions, Recorder, run_all
@@ -95,6 +96,7 @@ class Launcher(ABC, Generic[Command, AnyPlan, AnyRun]):
 
     def launch(self) -> int:
         """Exit status: 0 when everything is ok, 1 when some is not; UserError before it starts."""
+        outlive_the_terminal()
         folder = self.command.resume  # type: ignore[attr-defined]
         return self._start() if folder is None else self._resume(folder)
 

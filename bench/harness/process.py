@@ -15,7 +15,7 @@ _PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
 def offer_to_the_oom_killer() -> None:
     """If the machine runs out of memory, Linux is to end the trial, not the benchmark."""
     with suppress(OSError):
-        Path("/proc/self/oom_score_adj").write_text("1000")
+        Path("/proc/self/oom_score_adj").write_text("1000", encoding="utf-8")
 
 
 def limit_memory(nbytes: int) -> None:

@@ -117,6 +117,7 @@ class Worker:
             stdout=self._early_output,
             stderr=self._early_output,
             text=True,
+            encoding="utf-8",
             pass_fds=(write_end,),
             start_new_session=True,  # Ctrl-C is ours to pass on
             env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
@@ -272,7 +273,7 @@ def serve(kind: type[Plan], run: Callable[[Plan, Events, Callable[[], bool]], No
     """
     interrupted = threading.Event()
     signal.signal(signal.SIGINT, lambda *_: interrupted.set())
-    events = Events(os.fdopen(int(sys.argv[1]), "w"))
+    events = Events(os.fdopen(int(sys.argv[1]), "w", encoding="utf-8"))
     try:
         events.stage("starting")  # from here on the parent may pass an interrupt on
         offer_to_the_oom_killer()
@@ -308,7 +309,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 def _oom_kills() -> int:
     """How many processes the kernel has ended for want of memory since it started (Linux)."""
     try:
-        lines = Path("/proc/vmstat").read_text().splitlines()
+        lines = Path("/proc/vmstat").read_text(encoding="utf-8").splitlines()
         return next(int(line.split()[1]) for line in lines if line.startswith("oom_kill "))
     except (OSError, StopIteration):
         return 0

@@ -134,7 +134,7 @@ def squeeze(error: BaseException) -> str:
 
 def write_rows(path: Path, row_type: type, rows: Iterable[Any]) -> None:
     """A whole table at once, for what is computed and not measured bit by bit."""
-    with path.open("w", newline="") as file:
+    with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(column_names(row_type))
         writer.writerows([cell(getattr(row, f.name)) for f in fields(row)] for row in rows)

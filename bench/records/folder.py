@@ -65,7 +65,7 @@ class Run:
             out.mkdir(parents=True, exist_ok=True)
             run = cls(_make_new_folder(out, f"{stamp}-{preset}"))
             for name, row_type in cls.tables.items():
-                with (run.folder / name).open("w", newline="") as file:
+                with (run.folder / name).open("w", newline="", encoding="utf-8") as file:
                     csv.writer(file).writerow(column_names(row_type))
         except OSError as error:
             raise UserError(f"--out {out}: cannot be written ({error.strerror})") from None
