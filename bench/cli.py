@@ -19,7 +19,7 @@ from rich.console import Console
 from . import commands
 from .errors import UserError, typed
 from .harness.output import make_output_last
-from .harness.process import loading
+from .harness.process import have_a_user_name, loading
 from .harness.worker import Worker
 from .presets import check_ranges
 
@@ -89,6 +89,7 @@ def _load(where: str) -> Callable[..., int]:
 def _main(read: Callable[[], Any]) -> int:
     """Exit status of the command that `read` gives; a person's mistake is one line, status 2."""
     make_output_last()
+    have_a_user_name()
     try:
         return execute(read(), Console(soft_wrap=not sys.stdout.isatty()))
     except UserError as error:

@@ -52,7 +52,9 @@ def prepare(
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         need = f" ({len(source) * math.prod(source.shape) * 4 / 2**20:.0f} MiB are needed)"
         reason = (error.strerror or str(error)) + (need if full else "")
-        raise UserError(f"cannot write the cache {path.parent}: {reason}; use another") from error
+        raise UserError(
+            f"cannot write the cache {path.parent}: {reason}; name another folder with --cache-dir"
+        ) from error
     return path
 
 

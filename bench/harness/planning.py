@@ -125,4 +125,9 @@ def have_volumes(plans: Sequence[Plan]) -> bool:
 def default_cache_dir() -> Path:
     """Where prepared volumes are kept between runs."""
     base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "idm-bench"
+    try:
+        return (Path(base) if base else Path.home() / ".cache") / "idm-bench"
+    except RuntimeError:
+        raise UserError(
+            "no home folder: name a folder for prepared volumes with --cache-dir"
+        ) from None

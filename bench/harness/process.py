@@ -2,6 +2,7 @@
 
 import ctypes
 import gc
+import getpass
 import os
 import signal
 import sys
@@ -39,6 +40,14 @@ def die_with_parent(parent: int) -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:  # it had ended before that
             os.kill(os.getpid(), signal.SIGKILL)
+
+
+def have_a_user_name() -> None:
+    """Libraries ask who the user is (PyTorch, MONAI); in a container nobody may be registered."""
+    try:
+        getpass.getuser()
+    except (KeyError, OSError, ImportError):
+        os.environ["USER"] = f"uid-{os.getuid()}" if hasattr(os, "getuid") else "user"
 
 
 @contextmanager

@@ -121,6 +121,7 @@ class Checkpoint:
         with _refusing(self.path, "this training", "remove it to train from the start"):
             header, found = self._load(self._tensors())
             _check(header.progress, method, seed)
+            _check_values(found, header.progress.step)
             self._restore(header, found)
         return header.progress
 
@@ -193,6 +194,7 @@ def load_averages(path: Path, network: nn.Module, method: str, seed: int) -> Pro
             progress = _header(file).progress
             _check(progress, method, seed)
             found = {name: _tensor(file, name, value) for name, value in wanted.items()}
+        _check_values(found, progress.step)
         with torch.no_grad():
             for name, value in wanted.items():
                 value.copy_(found[name])
@@ -247,6 +249,17 @@ def _check(progress: Progress, method: str, seed: int) -> None:
     numbers = (progress.elapsed_s, progress.energy_j or 0.0, progress.loss_sum)
     if not all(math.isfinite(number) for number in numbers) or progress.elapsed_s < 0:
         raise ValueError("it has a time, an energy or a loss out of range")
+
+
+def _check_values(tensors: dict[str, Tensor], step: int) -> None:
+    """ValueError for values that no training that goes on has, in tensors of the right shapes."""
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise ValueError(f"{name} has values that are not finite")
+        if "_sq" in name and tensor.is_floating_point() and (tensor < 0).any():
+            raise ValueError(f"{name}, a mean of squares, has negative values")
+        if name.startswith("optimizer.") and name.endswith(".step") and int(tensor) != step:
+            raise ValueError(f"{name} is {int(tensor)}, and the training's step {step}")
 
 
 def _one_line(error: BaseException) -> str:

@@ -37,7 +37,7 @@ def written(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("checkpoint") / "idm-0.safetensors"
     each = checkpoint(path)
     make_state(each.optimizer)
-    each.write(Progress("idm", 0, step=3, elapsed_s=1.5))
+    each.write(Progress("idm", 0, step=1, elapsed_s=1.5))
     return path
 
 
@@ -115,6 +115,11 @@ def test_of_another_optimizer(written):
         (lambda t: t.update({"ema.bias": torch.zeros(64).half()}), "torch.float16, not"),
         (lambda t: t.update({"rng.torch": torch.zeros(5056, dtype=torch.uint8)}), "mt19937"),
         (lambda t: t.update({"network.weight": torch.zeros(2**23)}), "more than it can have"),
+        (lambda t: t["network.weight"].fill_(torch.nan), "network.weight has values that are not"),
+        (lambda t: t["ema.bias"][3].fill_(torch.inf), "ema.bias has values that are not finite"),
+        (lambda t: t["optimizer.bias.exp_avg_sq"].fill_(-1e-9), "has negative values"),
+        (lambda t: t["optimizer.weight.step"].fill_(10**8), "is 100000000, and the training's"),
+        (lambda t: t["optimizer.weight.step"].fill_(-1), "is -1, and the training's step 1"),
     ],
 )
 def test_tensors_that_were_changed(written, tmp_path, change, said):
@@ -132,7 +137,7 @@ HUGE = 10**400
 @pytest.mark.parametrize(
     "change",
     [
-        {"step": -1}, {"step": HUGE}, {"step": True}, {"step": 1.5}, {"step": None},
+        {"step": -1}, {"step": 10**8}, {"step": HUGE}, {"step": True}, {"step": 1.5}, {"step": None},
         {"validations": HUGE}, {"loss_count": -1},
         {"elapsed_s": float("nan")}, {"elapsed_s": float("inf")}, {"elapsed_s": -1.0},
         {"energy_j": float("inf")}, {"loss_sum": float("nan")}, {"loss_sum": "much"},
