@@ -35,12 +35,13 @@ class Diffusion:
     """
 
     def __init__(self, timesteps: int = TIMESTEPS, device: torch.device | str = "cpu") -> None:
-        alpha_bar = cosine_alpha_bar(timesteps)
-        alpha = alpha_bar / torch.cat([alpha_bar.new_ones(1), alpha_bar[:-1]])
         self.timesteps = timesteps
-        self.alpha_bar = alpha_bar.float().to(device)  # (timesteps,)
-        self.alpha = alpha.float().to(device)  # (timesteps,)
-        self.beta = (1 - alpha).float().to(device)  # (timesteps,)
+        self.alpha_bar = cosine_alpha_bar(timesteps)
+        """(timesteps,) float64, on the CPU: a sampler takes its coefficients from it one by one."""
+        # One table for both √alpha_bar and √(1 − alpha_bar): the logarithm of the ratio of their
+        # squares is precise in float32 from t = 0 to T, at whose ends one of the two is tiny.
+        log_snr = torch.log(self.alpha_bar / (1 - self.alpha_bar))
+        self.log_snr = log_snr.float().to(device)  # (timesteps,), Kingma et al. 2021, §3.1
 
     @staticmethod
     def scale_in(volume: Tensor) -> Tensor:
@@ -52,15 +53,15 @@ class Diffusion:
 
     def q_sample(self, x_0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
         """x_t ~ q(x_t | x_0), eq. (6). x_0 and eps (B, C, …), t (B,) int64."""
-        alpha_bar = _per_sample(self.alpha_bar[t], x_0)
-        return alpha_bar.sqrt() * x_0 + (1 - alpha_bar).sqrt() * eps
+        signal, noise = self._roots(t, x_0)
+        return signal * x_0 + noise * eps
 
     def predict_x_0(self, x_t: Tensor, t: Tensor, eps: Tensor) -> Tensor:
         """Eq. (6) solved for x_0: the volume that this eps claims is under the noise."""
-        alpha_bar = _per_sample(self.alpha_bar[t], x_t)
-        return (x_t - (1 - alpha_bar).sqrt() * eps) / alpha_bar.sqrt()
+        signal, noise = self._roots(t, x_t)
+        return (x_t - noise * eps) / signal
 
-
-def _per_sample(coefficient: Tensor, like: Tensor) -> Tensor:
-    """(B,) -> (B, 1, 1, …), to multiply a batch of volumes."""
-    return coefficient.view(-1, *([1] * (like.dim() - 1)))
+    def _roots(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        """√alpha_bar_t and √(1 − alpha_bar_t), each (B, 1, 1, …), to multiply a batch with."""
+        log_snr = self.log_snr[t].view(-1, *([1] * (like.dim() - 1)))
+        return log_snr.sigmoid().sqrt(), (-log_snr).sigmoid().sqrt()

@@ -4,6 +4,7 @@ A sampler calls `denoiser(x_t, t)` on whole volumes. A network that trained on p
 is called without the keywords of its crop: it then takes its input for the whole volume.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -168,14 +169,16 @@ def ancestral(
     No noise is added in the last step, as in Ho et al. 2020, algorithm 2.
     """
     x_t = x_T
+    alpha_bars = [1.0, *diffusion.alpha_bar.tolist()]
     for step in reversed(range(diffusion.timesteps)):
         t = torch.full((x_t.shape[0],), step, dtype=torch.int64, device=x_t.device)
-        alpha, alpha_bar = diffusion.alpha[step], diffusion.alpha_bar[step]
-        beta = diffusion.beta[step]
-        x_t = (x_t - beta / (1 - alpha_bar).sqrt() * denoiser(x_t, t)) / alpha.sqrt()  # eq. (7)
+        before, alpha_bar = alpha_bars[step], alpha_bars[step + 1]
+        alpha = alpha_bar / before
+        beta = 1 - alpha
+        x_t = (x_t - beta / math.sqrt(1 - alpha_bar) * denoiser(x_t, t)) / math.sqrt(alpha)  # (7)
         if step > 0:
             z = torch.randn(x_t.shape, generator=generator, device=x_t.device)
-            x_t = x_t + beta.sqrt() * z
+            x_t = x_t + math.sqrt(beta) * z
         yield x_t
 
 
@@ -202,15 +205,16 @@ def clipped(
     """
     x_t = x_T
     for step, after in _iter_strides(steps, first):
-        alpha_bar = diffusion.alpha_bar[step]
-        before = diffusion.alpha_bar[after] if after is not None else torch.ones_like(alpha_bar)
+        alpha_bar = float(diffusion.alpha_bar[step])
+        before = float(diffusion.alpha_bar[after]) if after is not None else 1.0
         alpha = alpha_bar / before
         beta = 1 - alpha
         x_0 = _clamped_volume(diffusion, denoiser, x_t, step)
-        x_t = (before.sqrt() * beta * x_0 + alpha.sqrt() * (1 - before) * x_t) / (1 - alpha_bar)
+        of_x_0 = math.sqrt(before) * beta / (1 - alpha_bar)
+        x_t = of_x_0 * x_0 + math.sqrt(alpha) * (1 - before) / (1 - alpha_bar) * x_t
         if after is not None:
             z = torch.randn(x_t.shape, generator=generator, device=x_t.device)
-            x_t = x_t + beta.sqrt() * z
+            x_t = x_t + math.sqrt(beta) * z
         yield x_t
 
 
@@ -228,14 +232,13 @@ def strided(diffusion: Diffusion, denoiser: Denoiser, x_T: Tensor, steps: int) -
     """
     x_t = x_T
     for step, after in _iter_strides(steps):
-        alpha_bar = diffusion.alpha_bar[step]
         x_0 = _clamped_volume(diffusion, denoiser, x_t, step)
         if after is None:
             yield x_0
             return
-        eps = (x_t - alpha_bar.sqrt() * x_0) / (1 - alpha_bar).sqrt()
-        alpha_bar = diffusion.alpha_bar[after]
-        x_t = alpha_bar.sqrt() * x_0 + (1 - alpha_bar).sqrt() * eps
+        alpha_bar, before = (float(diffusion.alpha_bar[index]) for index in (step, after))
+        eps = (x_t - math.sqrt(alpha_bar) * x_0) / math.sqrt(1 - alpha_bar)
+        x_t = math.sqrt(before) * x_0 + math.sqrt(1 - before) * eps
         yield x_t
 
 

@@ -102,9 +102,7 @@ def sampling_memory(network: nn.Module, shape: tuple[int, ...]) -> Peak:
     x_T = torch.randn(shape, device=device)
     training = network.training
     network.eval()
-    probe = MemoryProbe(
-        network, stateless, device, [x_T, diffusion.alpha, diffusion.alpha_bar, diffusion.beta]
-    )
+    probe = MemoryProbe(network, stateless, device, [x_T])
     probe.start()
     try:
         next(ancestral(diffusion, network, x_T))

@@ -79,7 +79,7 @@ def test_memtracker_agrees_and_naming_layers_changes_nothing(name):
     # Its module hooks collect gradients in pairs and so keep them alive: 0.3 % of this peak.
     # They only tell modules apart.
     tracker._mod_tracker = mock.MagicMock(is_bw=False)
-    tracker.track_external(step.network, step.optimizer, batch, step.diffusion.alpha_bar)
+    tracker.track_external(step.network, step.optimizer, batch, step.diffusion.log_snr)
     with tracker, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         step(batch)

@@ -137,8 +137,8 @@ HUGE = 10**400
 @pytest.mark.parametrize(
     "change",
     [
-        {"step": -1}, {"step": 10**8}, {"step": HUGE}, {"step": True}, {"step": 1.5}, {"step": None},
-        {"validations": HUGE}, {"loss_count": -1},
+        {"step": -1}, {"step": 10**8}, {"step": HUGE}, {"step": True}, {"step": 1.5},
+        {"step": None}, {"validations": HUGE}, {"loss_count": -1},
         {"elapsed_s": float("nan")}, {"elapsed_s": float("inf")}, {"elapsed_s": -1.0},
         {"energy_j": float("inf")}, {"loss_sum": float("nan")}, {"loss_sum": "much"},
         {"surprise": 1}, {"method": ["idm"]}, {"method": "../../etc/passwd"},

@@ -37,7 +37,7 @@ class Oracle:
         first = sum(len(x) for x in self.shown) % len(self.volumes)
         self.shown.append(x_t.clone())
         x_0 = Diffusion.scale_in(self.volumes[first : first + len(x_t)])
-        alpha_bar = self.diffusion.alpha_bar[t].view(-1, 1, 1, 1, 1)
+        alpha_bar = self.diffusion.alpha_bar[t].float().view(-1, 1, 1, 1, 1)
         return self.share * (x_t - alpha_bar.sqrt() * x_0) / (1 - alpha_bar).sqrt()
 
 

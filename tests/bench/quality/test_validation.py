@@ -38,7 +38,7 @@ def test_who_knows_the_volume_makes_no_error(brains):
         """Eq. (6), solved for ε."""
         members = [checked.members[next(shown) % 3] for _ in t]
         x_0 = torch.from_numpy(brains[members]) * 2 - 1
-        alpha_bar = diffusion.alpha_bar[t].view(-1, 1, 1, 1, 1)
+        alpha_bar = diffusion.alpha_bar[t].float().view(-1, 1, 1, 1, 1)
         return (x_t - alpha_bar.sqrt() * x_0) / (1 - alpha_bar).sqrt()
 
     assert checked(solve) < 1e-5
