@@ -19,7 +19,7 @@ from rich.console import Console
 from . import commands
 from .errors import UserError, typed
 from .harness.output import make_output_last
-from .harness.process import have_a_user_name, loading
+from .harness.process import have_a_user_name, loading, refuse_without_posix
 from .harness.worker import Worker
 from .presets import check_ranges
 
@@ -52,7 +52,9 @@ def main() -> int:
 
 def execute(command: Any, console: Console) -> int:
     """Exit status; UserError for a person's mistake."""
-    where = next(where for kind, where in COMMANDS.values() if kind is type(command))
+    name, where = next((n, w) for n, (kind, w) in COMMANDS.items() if kind is type(command))
+    if name in ("run", "quality"):
+        refuse_without_posix(name)
     check_ranges(command)
     check_names(command)
     # CUDA is to number its cards as NVML does: by default it puts the fastest first.

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from ..errors import UserError
+
 _PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
 
 
@@ -40,6 +42,14 @@ def die_with_parent(parent: int) -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:  # it had ended before that
             os.kill(os.getpid(), signal.SIGKILL)
+
+
+def refuse_without_posix(command: str) -> None:
+    """UserError on Windows, for what starts, watches and ends processes as POSIX does."""
+    if not hasattr(os, "fork"):
+        raise UserError(
+            f"{command} needs Linux or macOS; predict, fit, scale, check and report work here, too"
+        )
 
 
 def have_a_user_name() -> None:

@@ -14,7 +14,7 @@ Result = TypeVar("Result")
 
 def in_processes(function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
     """`map`, with a process per core; results in order. Importing torch in each takes seconds."""
-    workers = min(len(items), len(os.sched_getaffinity(0)))
+    workers = min(len(items), _cores())
     if workers <= 1:
         yield from map(function, items)
         return
@@ -22,3 +22,10 @@ def in_processes(function: Callable[[Item], Result], items: Sequence[Item]) -> I
     parent = (os.getpid(),)
     with ProcessPoolExecutor(workers, context, die_with_parent, parent) as pool:
         yield from pool.map(function, items)
+
+
+def _cores() -> int:
+    """Of this machine, those that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # Linux
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

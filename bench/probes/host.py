@@ -2,7 +2,6 @@
 
 import os
 import re
-import resource
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -11,6 +10,7 @@ import psutil
 import torch
 
 from ..records.rows import Host, Reading
+from . import Span
 
 BUSY_PERCENT = 10.0
 """Of all cores: more than this taken by others is worth a warning."""
@@ -41,7 +41,7 @@ class HostProbe:
             utilization_percent=psutil.cpu_percent(),
         )
 
-    def stop(self) -> Host:
+    def stop(self, window: Span | None = None) -> Host:
         others = self._load.percent()
         contention = busy_with_others(others)
         swapped_in = psutil.swap_memory().sin - self._swapped_in
@@ -107,6 +107,8 @@ def peak_rss() -> int:
         status = Path("/proc/self/status").read_text()
         return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 1024  # type: ignore[index]
     except (OSError, TypeError):
+        import resource  # POSIX only; naming a device does without
+
         unit = 1 if sys.platform == "darwin" else 1024
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 

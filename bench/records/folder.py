@@ -13,7 +13,6 @@ tables (`QualityRun`).
 
 import csv
 import errno
-import fcntl
 import io
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -74,6 +73,8 @@ class Run:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Keep other benchmarks out of this folder; the lock ends with the process, however."""
+        import fcntl  # POSIX only; reading a run does without
+
         try:
             folder = os.open(self.folder, os.O_RDONLY)
         except OSError as error:
