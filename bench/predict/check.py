@@ -83,10 +83,10 @@ def run_check(command: CheckCommand, console: Console) -> int:
         if not keys:
             raise UserError(f"--run {command.run}: has no ok trial of a row of {path}")
     else:
-        check_version(baseline, path)
         with console.status(f"{len(keys)} predictions"):
             peaks = predict_peaks(keys)
         differences = [compare(baseline[peak.key], peak) for peak in peaks]
+        check_versions(baseline, differences, path, console)
     return _report(differences, baseline, tolerance, console)
 
 
@@ -209,14 +209,22 @@ def write_baseline(path: Path, peaks: Iterable[Peak]) -> None:
         raise UserError(f"--baseline {path}: cannot be written ({error.strerror})") from None
 
 
-def check_version(baseline: Mapping[Key, Peak], path: Path) -> None:
-    """Another torch has other operators, and so other peaks."""
-    for peak in baseline.values():
-        if peak.torch != torch_version():
-            raise UserError(
-                f"--baseline {path}: {peak.method} at {peak.preset} is of torch {peak.torch}, this "
-                f"is torch {torch_version()}; install that one, or {_how()}"
-            )
+def check_versions(
+    baseline: Mapping[Key, Peak], differences: Sequence[Difference], path: Path, console: Console
+) -> None:
+    """Another torch may have other operators: UserError where that may be why a peak differs."""
+    others = {baseline[each.key].torch for each in differences} - {torch_version()}
+    if not others:
+        return
+    versions = f"is of torch {', '.join(sorted(others))}, this is torch {torch_version()}"
+    different = [each for each in differences if each.grown]
+    if different:
+        preset, method = different[0].key
+        raise UserError(
+            f"--baseline {path}: {method} at {preset} differs by {different[0].grown:+,} bytes, but "
+            f"{versions}: install that one, or {_how()}"
+        )
+    say(console, f"{path} {versions}: the bytes are the same.")
 
 
 def measured_peaks(run: Run) -> dict[Key, pd.Series]:

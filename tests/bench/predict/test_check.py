@@ -127,8 +127,30 @@ def _with_layer(text, prefix, by):
     return "\n".join(lines)
 
 
+def test_another_torch_with_the_same_bytes_is_compared_and_said(gate, baseline):
+    """It was refused, whatever its bytes: the gate worked with one version only."""
+    edit(baseline, torch="2.12.0")
+    status, out, _ = gate("--baseline", baseline)
+    assert status == 0
+    assert "is of torch 2.12.0, this is torch" in out
+    assert "the bytes are the same" in out
+
+
+def test_another_torch_with_other_bytes_gives_no_verdict(gate, baseline):
+    edit(
+        baseline,
+        torch="2.12.0",
+        peak_memory_bytes=less(-1),
+        parameter_bytes=less(-1),
+        layers=lambda text: _with_layer(text, "parameter project.convolution ", 1),
+    )
+    status, _, error = gate("--baseline", baseline)
+    assert status == 2
+    assert "differs by -1 bytes, but is of torch 2.12.0" in error
+    assert "install that one, or" in error
+
+
 DAMAGES = {
-    "another torch": ({"torch": "2.12.0"}, "is of torch 2.12.0, this is torch"),
     "a cell that is no number": (
         {"peak_memory_bytes": "many"},
         "column peak_memory_bytes holds what is not a number",
