@@ -134,4 +134,8 @@ def run_one(
         else:
             if not recorder.ended:
                 row.status, row.error = outcome.reason(timeout)
+                row.ended_by = outcome.ended_by
+                if outcome.memory is not None:
+                    row.rss_at_end_bytes = outcome.memory.own
+                    row.free_at_end_bytes = outcome.memory.free
     recorder.finish()

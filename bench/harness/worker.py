@@ -30,9 +30,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, TextIO, TypeVar
 
+import psutil
+
 from ..errors import UserError, last_line
 from ..records.files import from_json
 from ..records.rows import Measurement, Status
+from ..sizes import show_size
 from .process import offer_to_the_oom_killer
 
 Plan = TypeVar("Plan")
@@ -52,7 +55,18 @@ class Outcome:
     stopped: bool = False
     """By a second interrupt."""
     oom_killed: bool = False
-    """The kernel ended a process for want of memory meanwhile, and this one died."""
+    """The kernel ended a process for want of memory meanwhile, and this one died of SIGKILL."""
+    memory: "MemoryWatch | None" = None
+
+    @property
+    def ended_by(self) -> str | None:
+        """What ended the process from outside, for no fault of the method; None: nothing did."""
+        if self.returncode >= 0 or self.timed_out or self.stopped:
+            return None
+        if self.oom_killed:
+            others = self.memory is not None and self.memory.others_took_more
+            return "the kernel, for memory that other processes took" if others else None
+        return signal.Signals(-self.returncode).name
 
     def reason(self, timeout: float | None) -> tuple[Status, str]:
         """Status and error of a worker that ended without a word."""
@@ -60,12 +74,39 @@ class Outcome:
             return "timeout", f"no step finished for {timeout:g} s (--timeout)"
         if self.stopped:
             return "interrupted", "stopped by a second interrupt"
+        held = f" ({self.memory})" if self.memory is not None else ""
+        if self.ended_by is not None:
+            return "failed", f"the trial's process was ended by {self.ended_by}{held}"
         if self.oom_killed:
-            return "oom", "the machine ran out of memory and its kernel ended the trial"
-        if self.returncode < 0:
-            name = signal.Signals(-self.returncode).name
-            return "failed", f"the trial's process was ended by {name}"
+            return "oom", f"the machine ran out of memory and its kernel ended the trial{held}"
         return "failed", f"the trial's process ended with status {self.returncode}; see logs/"
+
+
+class MemoryWatch:
+    """Memory of one process and of the machine, looked at from outside, in bytes."""
+
+    def __init__(self, pid: int) -> None:
+        self._process = psutil.Process(pid)
+        self._free_before = psutil.virtual_memory().available
+        self.own, self.free = 0, self._free_before
+        self._next = 0.0
+
+    def look(self) -> None:
+        """At most every quarter of a second; what is seen last is what it died with."""
+        if time.monotonic() < self._next:
+            return
+        self._next = time.monotonic() + _POLL_S
+        with suppress(psutil.Error):  # it has ended
+            self.own = self._process.memory_info().rss
+            self.free = psutil.virtual_memory().available
+
+    @property
+    def others_took_more(self) -> bool:
+        """Whether, since it started, the other processes took more than it holds."""
+        return self._free_before - self.free - self.own > self.own
+
+    def __str__(self) -> str:
+        return f"it held {show_size(self.own)}, {show_size(self.free)} of the machine were free"
 
 
 class Interrupt:
@@ -196,8 +237,10 @@ class Worker:
         is_up = passed_on = timed_out = stopped = False
         last_progress = time.monotonic()
         buffer = b""
+        memory = MemoryWatch(self.process.pid)
         try:
             while True:
+                memory.look()
                 # Before its first event, an interrupt would end it instead of being noted.
                 if interrupt.count >= 1 and is_up and not passed_on:
                     self.process.send_signal(signal.SIGINT)
@@ -225,9 +268,9 @@ class Worker:
                 self.process.kill()
             self.process.wait()
             self._close()
-        return Outcome(
-            self.process.returncode, timed_out, stopped, _oom_kills() > self._kills_before
-        )
+        status = self.process.returncode
+        oom_killed = status == -signal.SIGKILL and _oom_kills() > self._kills_before
+        return Outcome(status, timed_out, stopped, oom_killed, memory)
 
     def _close(self) -> None:
         os.close(self._events)

@@ -122,16 +122,18 @@ class Run:
     def mend(self) -> None:
         """Make a run that was killed whole: no half-written line, no piece of a trial.
 
-        What a trial without a record left in the other tables goes, because that trial will run
-        again. A table that an older version did not have is begun.
+        What a trial without a record, or ended from outside, left in the other tables goes, because
+        that trial will run again. A table that an older version did not have is begun.
         """
         finished: set[tuple[str, str]] = set()
 
-        def is_record(row: dict[str, str]) -> bool:
+        def is_finished(row: dict[str, str]) -> bool:
+            if row.get("ended_by"):  # from outside: that says nothing of the method
+                return False
             finished.add((row["method"], row["repeat"]))
             return True
 
-        self.keep("runs.csv", is_record)
+        self.keep("runs.csv", is_finished)
         if not (self.folder / "timeline.csv").exists():
             write_rows(self.folder / "timeline.csv", Instant, [])
         for name in ("samples.csv", "steps.csv", "timeline.csv"):

@@ -38,6 +38,17 @@ class Work:
 
 
 @dataclass(kw_only=True)
+class Ending:
+    """How a process ended, as it was seen from outside."""
+
+    ended_by: str | None = None
+    """What ended it from outside, for no fault of the method; a resumption repeats it."""
+    rss_at_end_bytes: int | None = None
+    free_at_end_bytes: int | None = None
+    """Resident memory of its own, and memory of the machine that was free, when it died."""
+
+
+@dataclass(kw_only=True)
 class Setting(Work):
     """All that can be typed and changes a number."""
 
@@ -241,7 +252,7 @@ class _Trial:
 @dataclass(kw_only=True)
 class Record(
     Polling, CardState, Host, Temperature, Carbon, Flops, Pool, Peak, Times, Measurement,
-    Setting, _Trial,
+    Setting, Ending, _Trial,
 ):  # fmt: skip
     """The row that a trial leaves in `runs.csv`; a prediction has the same columns."""
 
@@ -270,7 +281,7 @@ class _Training:
 
 
 @dataclass(kw_only=True)
-class Trained(Energy, Peak, Measurement, Setting, _Training):
+class Trained(Energy, Peak, Measurement, Setting, Ending, _Training):
     """The row that a training leaves in `trained.csv`.
 
     The peak is that of one whole step, the second; the moving average is not part of a step.

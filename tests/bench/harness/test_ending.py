@@ -1,0 +1,74 @@
+"""Who ended a trial: the method's own hunger for memory, somebody else's, or a signal."""
+
+import signal
+
+import psutil
+import pytest
+
+from bench.harness.worker import MemoryWatch, Outcome
+from bench.records.folder import Run
+from bench.records.rows import Record, Step
+from tests.bench.trials import FOREVER, Watcher, new_run, run_trials, tiny_plan, workers
+
+GIB = 2**30
+
+
+def watch(own: int, free_before: int, free: int) -> MemoryWatch:
+    memory = MemoryWatch(psutil.Process().pid)
+    memory.own, memory._free_before, memory.free = own, free_before, free
+    return memory
+
+
+def killed(memory: MemoryWatch, oom: bool = True) -> Outcome:
+    return Outcome(-signal.SIGKILL, oom_killed=oom, memory=memory)
+
+
+def test_a_method_that_took_the_memory_is_out_of_it():
+    outcome = killed(watch(own=20 * GIB, free_before=22 * GIB, free=GIB // 8))
+    status, error = outcome.reason(None)
+    assert status == "oom"
+    assert "it held 20.00 GiB, 128 MiB of the machine were free" in error
+    assert outcome.ended_by is None
+
+
+def test_memory_that_others_took_is_not_the_methods():
+    """Any trial that died while the kernel killed anything on the machine was `oom` for ever."""
+    outcome = killed(watch(own=GIB // 2, free_before=22 * GIB, free=GIB // 8))
+    status, error = outcome.reason(None)
+    assert status == "failed"
+    assert outcome.ended_by == "the kernel, for memory that other processes took"
+    assert "it held 512 MiB" in error
+
+
+def test_a_signal_is_nobodys_memory():
+    outcome = Outcome(-signal.SIGTERM, memory=watch(GIB, 2 * GIB, GIB))
+    assert outcome.reason(None)[0] == "failed"
+    assert outcome.ended_by == "SIGTERM"
+
+
+@pytest.mark.parametrize(
+    "outcome", [Outcome(1), Outcome(-9, timed_out=True), Outcome(-9, stopped=True)]
+)
+def test_what_we_ended_ourselves_is_not_from_outside(outcome):
+    assert outcome.ended_by is None
+
+
+@pytest.mark.slow
+def test_a_trial_that_was_killed_says_what_it_held_and_is_repeated(tmp_path):
+    plans = [tiny_plan(tmp_path, repeat=repeat, window=FOREVER) for repeat in (1, 2)]
+    run = new_run(tmp_path, plans)
+
+    def kill(step: Step) -> None:
+        if step.step == 3:
+            workers()[0].kill()
+
+    run_trials(run, plans[:1], Watcher(kill))
+    run.append(Record(method="idm", repeat=2, status="ok"))
+    (record, _) = Run(run.folder).records().to_dict("records")
+    assert record["status"] == "failed"
+    assert record["ended_by"] == "SIGKILL"
+    assert record["rss_at_end_bytes"] > 2**27
+    assert record["free_at_end_bytes"] > 0
+    run.mend()
+    assert run.records()["repeat"].tolist() == [2]
+    assert run.steps().empty
