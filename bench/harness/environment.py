@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import pynvml
 import torch
 
 from ..probes.host import device_name
+from ..probes.nvml import driver_version
 from ..records.files import IN_A_WHEEL
 
 
@@ -79,17 +79,9 @@ def _hardware() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "memory_bytes": psutil.virtual_memory().total,
         "gpus": cards,
-        "gpu_driver": _driver(),
+        "gpu_driver": driver_version(),
         "cuda": torch.version.cuda,
     }
-
-
-def _driver() -> str | None:
-    try:
-        pynvml.nvmlInit()
-        return str(pynvml.nvmlSystemGetDriverVersion())
-    except pynvml.NVMLError:
-        return None
 
 
 def _versions() -> dict[str, str]:

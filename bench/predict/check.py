@@ -219,10 +219,10 @@ def check_versions(
     versions = f"is of torch {', '.join(sorted(others))}, this is torch {torch_version()}"
     different = [each for each in differences if each.grown]
     if different:
-        preset, method = different[0].key
+        row = " at ".join(reversed(different[0].key))
         raise UserError(
-            f"--baseline {path}: {method} at {preset} differs by {different[0].grown:+,} bytes, but "
-            f"{versions}: install that one, or {_how()}"
+            f"--baseline {path}: {row} differs by {different[0].grown:+,} bytes, but {versions}: "
+            f"install that one, or {_how()}"
         )
     say(console, f"{path} {versions}: the bytes are the same.")
 

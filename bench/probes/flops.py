@@ -3,9 +3,13 @@
 `flops_forward` is fvcore's count of the forward pass, as the literature quotes it. fvcore counts a
 multiply-add as one and sees no backward pass. `flops_step` counts what is really dispatched in one
 training step: forward, backward, recomputation, inversion, a multiply-add as two.
+
+Where fvcore's rule for a product is wrong or missing, ours stands in for it (`_OWN_RULES`), so that
+of the products of a forward pass the one count is half the other.
 """
 
 import math
+import re
 import warnings
 from collections.abc import Callable
 from typing import Any, cast
@@ -15,8 +19,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
-
-_ATTENTION = "aten::scaled_dot_product_attention"
 
 # torch registers the attention kernels of CUDA only; the CPU's own does the same products.
 _CPU_ATTENTION: dict[Any, Callable[..., int]] = {
@@ -52,7 +54,7 @@ def forward_flops(network: nn.Module, x_t: Tensor, t: Tensor, **keywords: Tensor
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the tracer's, about shapes turned into constants
         analysis = FlopCountAnalysis(network, (x_t, t, *keywords.values()))
-        analysis.set_op_handle(_ATTENTION, _attention_macs)
+        analysis.set_op_handle(**_OWN_RULES)
         analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
         analysis.tracer_warnings("none")
         return int(analysis.total())
@@ -81,7 +83,7 @@ class _ForwardCounter(TorchDispatchMode):
 
         super().__init__()
         self.flops = 0
-        self.rules = {**_DEFAULT_SUPPORTED_OPS, _ATTENTION: _attention_macs}
+        self.rules = {**_DEFAULT_SUPPORTED_OPS, **_OWN_RULES}
         # What the tracer knows as `_convolution` is dispatched as `convolution`.
         self.rules["aten::convolution"] = self.rules["aten::_convolution"]
 
@@ -135,6 +137,67 @@ class _Traced:
 
 def _attention_macs(inputs: list[Any], outputs: list[Any]) -> int:
     """Multiply-adds of softmax(q kᵀ) v, as fvcore counts: q and v are (…, tokens, width)."""
-    *heads, queries, width = inputs[0].type().sizes()
-    keys, value_width = inputs[2].type().sizes()[-2:]
+    *heads, queries, width = _shape(inputs[0])
+    keys, value_width = _shape(inputs[2])[-2:]
     return math.prod(heads) * queries * keys * (width + value_width)
+
+
+def _matmul_macs(inputs: list[Any], outputs: list[Any]) -> int:
+    """Also where batch axes are broadcast; fvcore looks at those of the first factor alone."""
+    return math.prod(_shape(outputs[0])) * _shape(inputs[0])[-1]
+
+
+def _baddbmm_macs(inputs: list[Any], outputs: list[Any]) -> int:
+    return math.prod(_shape(outputs[0])) * _shape(inputs[1])[-1]
+
+
+def _padded_convolution_macs(inputs: list[Any], outputs: list[Any]) -> int:
+    """Of a convolution whose padding is a word ("same"), which fvcore does not know."""
+    batch, _, *side = _shape(outputs[0])
+    return batch * math.prod(side) * math.prod(_shape(inputs[1]))
+
+
+def _einsum_macs(inputs: list[Any], outputs: list[Any]) -> int:
+    """Of two factors: one for each combination of indices; fvcore rounds those to four digits.
+
+    An index of one factor alone that the result does not have is summed before the product; a
+    product that sums nothing is element-wise, and those count 0.
+    """
+    from fvcore.nn.jit_handles import einsum_flop_jit
+
+    factors = [_shape(factor) for factor in inputs[1].node().inputs()]
+    terms, _, result = inputs[0].toIValue().replace(" ", "").partition("->")
+    terms = terms.split(",")
+    if len(factors) != 2 or not result:
+        return int(einsum_flop_jit(inputs, outputs))
+    sizes: dict[str, int] = {}
+    for term, shape in zip(terms, factors, strict=True):
+        for index, size in zip(_indices(term, len(shape)), shape, strict=True):
+            sizes[index] = max(size, sizes.get(index, 1))  # a size of 1 is broadcast
+    one, other = (set(_indices(term, len(s))) for term, s in zip(terms, factors, strict=True))
+    if not any(index.isalpha() and index not in result for index in one & other):
+        return 0
+    kept = (one & other) | {index for index in one ^ other if index in result or index.isdigit()}
+    return math.prod(sizes[index] for index in kept)
+
+
+def _indices(term: str, dims: int) -> list[str]:
+    """A name for each axis of a factor: its letter or, under an ellipsis, its number from right."""
+    letters = re.sub(r"[^A-Za-z]", "", term)
+    before = term.partition("...")[0] if "..." in term else letters
+    unnamed = [str(number) for number in range(dims - len(letters), 0, -1)]
+    return [*before, *unnamed, *letters[len(before) :]]
+
+
+def _shape(value: Any) -> list[int]:
+    """Of a node of a traced graph, or of what `_Traced` makes look like one."""
+    return value.type().sizes()
+
+
+_OWN_RULES: dict[str, Callable[[list[Any], list[Any]], int]] = {
+    "aten::scaled_dot_product_attention": _attention_macs,
+    "aten::matmul": _matmul_macs,
+    "aten::baddbmm": _baddbmm_macs,
+    "aten::einsum": _einsum_macs,
+    "aten::_convolution_mode": _padded_convolution_macs,
+}

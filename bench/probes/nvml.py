@@ -2,38 +2,76 @@
 
 Every reading is a number or None: what a driver does not support or refuses is None, and the reason
 is kept in `Card.warnings`, one line for each kind of reading, for the record.
+
+`pynvml` is imported when a card is asked for and not before: it belongs to the package
+`nvidia-ml-py`, but other packages bring modules of that name, old ones, too, and whoever measures a
+CPU needs none. What such a module lacks is a reading that is not there.
 """
 
 import os
+import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import pynvml
-
+from ..errors import last_line
 from ..records.rows import CardState, Reading
+from . import Span
 
 T = TypeVar("T")
 
 POWER_CAP = "power cap"
-# The reasons that mean "slower than asked": the others (idle, user's clock setting) do not.
+# The reasons that mean "slower than asked": the others (idle, user's clock setting) do not. NVML's
+# own bits: `pynvml` has them under two names (nvmlClocksThrottleReason… before 12).
 _THROTTLE_REASONS = {
-    POWER_CAP: pynvml.nvmlClocksEventReasonSwPowerCap,
-    "hardware slowdown": pynvml.nvmlClocksEventReasonHwSlowdown,
-    "software thermal slowdown": pynvml.nvmlClocksEventReasonSwThermalSlowdown,
-    "hardware thermal slowdown": pynvml.nvmlClocksEventReasonHwThermalSlowdown,
-    "power brake": pynvml.nvmlClocksEventReasonHwPowerBrakeSlowdown,
+    POWER_CAP: 0x4,
+    "hardware slowdown": 0x8,
+    "software thermal slowdown": 0x20,
+    "hardware thermal slowdown": 0x40,
+    "power brake": 0x80,
 }
+_MEND = "pip install --upgrade nvidia-ml-py"
+_NEEDED = (
+    "NVMLError", "NVML_ERROR_FUNCTION_NOT_FOUND", "NVML_ERROR_NOT_FOUND",
+    "NVML_ERROR_NOT_SUPPORTED", "nvmlDeviceGetCount", "nvmlDeviceGetHandleByIndex",
+    "nvmlDeviceGetHandleByUUID", "nvmlDeviceGetUUID", "nvmlInit",
+)  # fmt: skip
 
 
 class CardUnavailable(Exception):
     """Why there is no card to read, in a line: no driver, no permission, no such card."""
 
 
+def driver_version() -> str | None:
+    """Of NVIDIA's driver, such as "535.104.05"; None where there is none, or no way to ask it."""
+    try:
+        nvml = _library()
+    except CardUnavailable:
+        return None
+    try:
+        nvml.nvmlInit()
+        return _text(nvml.nvmlSystemGetDriverVersion())
+    except (nvml.NVMLError, AttributeError):
+        return None
+
+
+def _library() -> Any:
+    """The module `pynvml`; CardUnavailable where there is none that can be used."""
+    try:
+        import pynvml
+    except Exception as error:  # whatever an old or foreign module raises as it is loaded
+        raise CardUnavailable(f"NVML: {last_line(error)} ({_MEND})") from None
+    if missing := [name for name in _NEEDED if not hasattr(pynvml, name)]:
+        raise CardUnavailable(f"NVML: this pynvml has no {missing[0]} ({_MEND})")
+    return pynvml
+
+
 class Card:
     """A card as NVML knows it."""
 
     def __init__(self, handle: Any, *notes: str) -> None:
+        self._nvml = _library()
         self._handle = handle
         self._notes = list(notes)
         self._refusals: dict[str, str] = {}
@@ -55,28 +93,30 @@ class Card:
             name = str(index)
         else:
             name = dict(enumerate(visible.split(","))).get(index, "").strip()
+        nvml = _library()
         try:
-            pynvml.nvmlInit()
-            return cls._find(name)
-        except pynvml.NVMLError as error:
+            nvml.nvmlInit()
+            return cls._find(nvml, name)
+        except (nvml.NVMLError, AttributeError) as error:
             which = f"card {name}" if name else "no visible card"
-            raise CardUnavailable(f"NVML, {which}: {error}") from None
+            mend = f" ({_MEND})" if isinstance(error, AttributeError) else ""
+            raise CardUnavailable(f"NVML, {which}: {error}{mend}") from None
 
     @classmethod
-    def _find(cls, name: str) -> "Card":
+    def _find(cls, nvml: Any, name: str) -> "Card":
         if name.isdigit():
-            return cls(pynvml.nvmlDeviceGetHandleByIndex(int(name)))
+            return cls(nvml.nvmlDeviceGetHandleByIndex(int(name)))
         if name.startswith("MIG-"):
-            instance = pynvml.nvmlDeviceGetHandleByUUID(name)
+            instance = nvml.nvmlDeviceGetHandleByUUID(name)
             return cls(
-                pynvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle(instance),
+                nvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle(instance),
                 "MIG instance: power, energy and temperature are those of the whole card",
             )
-        for candidate in range(pynvml.nvmlDeviceGetCount()):
-            handle = pynvml.nvmlDeviceGetHandleByIndex(candidate)
-            if name and pynvml.nvmlDeviceGetUUID(handle).startswith(name):
+        for candidate in range(nvml.nvmlDeviceGetCount()):
+            handle = nvml.nvmlDeviceGetHandleByIndex(candidate)
+            if name and _text(nvml.nvmlDeviceGetUUID(handle)).startswith(name):
                 return cls(handle)
-        raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_FOUND)
+        raise nvml.NVMLError(nvml.NVML_ERROR_NOT_FOUND)
 
     @property
     def warnings(self) -> list[str]:
@@ -88,32 +128,39 @@ class Card:
         ]
 
     def name(self) -> str | None:
-        return self._read("name", pynvml.nvmlDeviceGetName)
+        name = self._read("name", lambda nvml, card: nvml.nvmlDeviceGetName(card))
+        return None if name is None else _text(name)
 
     def energy_j(self) -> float | None:
         """Energy since the driver was loaded, in joules (counter of 1 mJ; Volta and later)."""
-        return _scaled(self._read("energy counter", pynvml.nvmlDeviceGetTotalEnergyConsumption))
+        return _scaled(
+            self._read(
+                "energy counter", lambda nvml, card: nvml.nvmlDeviceGetTotalEnergyConsumption(card)
+            )
+        )
 
     def power_w(self) -> float | None:
         """Power drawn by the board, in watts; from Ampere on a mean over the last second."""
-        return _scaled(self._read("power", pynvml.nvmlDeviceGetPowerUsage))
+        return _scaled(self._read("power", lambda nvml, card: nvml.nvmlDeviceGetPowerUsage(card)))
 
     def temperature_c(self) -> float | None:
         """Temperature of the chip, in whole degrees Celsius."""
         return self._read(
             "temperature",
-            lambda handle: pynvml.nvmlDeviceGetTemperature(handle, pynvml.NVML_TEMPERATURE_GPU),
+            lambda nvml, card: nvml.nvmlDeviceGetTemperature(card, nvml.NVML_TEMPERATURE_GPU),
         )
 
     def utilization_percent(self) -> float | None:
         """Share of the last sample period (1/6 to 1 s) in which a kernel ran."""
-        rates = self._read("utilisation", pynvml.nvmlDeviceGetUtilizationRates)
+        rates = self._read(
+            "utilisation", lambda nvml, card: nvml.nvmlDeviceGetUtilizationRates(card)
+        )
         return None if rates is None else rates.gpu
 
     def clock_mhz(self) -> float | None:
         """Clock of the multiprocessors, in MHz."""
         return self._read(
-            "clock", lambda handle: pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_SM)
+            "clock", lambda nvml, card: nvml.nvmlDeviceGetClockInfo(card, nvml.NVML_CLOCK_SM)
         )
 
     def throttle_reasons(self) -> list[str]:
@@ -126,73 +173,100 @@ class Card:
 
         Inside a container those are often not the ids that the container knows.
         """
-        running = self._read("processes", pynvml.nvmlDeviceGetComputeRunningProcesses)
+        running = self._read(
+            "processes", lambda nvml, card: nvml.nvmlDeviceGetComputeRunningProcesses(card)
+        )
         return {process.pid for process in running or []}
 
-    def _read(self, what: str, function: Callable[[Any], T]) -> T | None:
+    def _read(self, what: str, function: Callable[[Any, Any], T]) -> T | None:
         if what in self._unsupported:
             return None
+        nvml = self._nvml
         try:
-            return function(self._handle)
-        except pynvml.NVMLError as error:
-            if error.value in (pynvml.NVML_ERROR_NOT_SUPPORTED, _FUNCTION_NOT_FOUND):
+            return function(nvml, self._handle)
+        except AttributeError as error:  # an old `pynvml`, without this reading
+            self._unsupported.add(what)
+            self._refusals.setdefault(what, f"{error} ({_MEND})")
+            return None
+        except nvml.NVMLError as error:
+            unsupported = nvml.NVML_ERROR_NOT_SUPPORTED, nvml.NVML_ERROR_FUNCTION_NOT_FOUND
+            if error.value in unsupported:
                 self._unsupported.add(what)
             self._refusals.setdefault(what, str(error))
             self._refused[what] += 1
             return None
 
 
-class CardProbe:
-    """Load, clock and throttling of the card over the window, and other processes on it."""
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """What a card was doing at a moment."""
 
-    def __init__(self, card: Card) -> None:
+    time: float
+    throttled: list[str]
+    newcomers: set[int]
+    clock_mhz: float | None
+
+
+class CardProbe:
+    """Load, clock and throttling of the card over the window, and other processes on it.
+
+    Args:
+        clock: seconds, that of the window.
+    """
+
+    def __init__(self, card: Card, clock: Callable[[], float] = time.perf_counter) -> None:
         self.card = card
+        self.clock = clock
 
     def start(self) -> None:
-        self._readings = 0
-        self._clocks: list[float] = []
-        self._throttled: Counter[str] = Counter()
+        self._looks: list[_Look] = []
         # Ours are on the card by now. Whoever was there before the trial, the parent has seen.
         self._expected = self.card.processes()
-        self._newcomers: set[int] = set()
 
     def sample(self) -> Reading:
-        self._readings += 1
-        self._throttled.update(self.card.throttle_reasons())
-        self._newcomers |= self.card.processes() - self._expected
-        if (clock := self.card.clock_mhz()) is not None:
-            self._clocks.append(clock)
-        return Reading(utilization_percent=self.card.utilization_percent())
+        now, card = self.clock(), self.card
+        self._looks.append(
+            _Look(now, card.throttle_reasons(), card.processes() - self._expected, card.clock_mhz())
+        )
+        return Reading(utilization_percent=card.utilization_percent())
 
-    def stop(self) -> CardState:
+    def stop(self, window: Span | None = None) -> CardState:
+        inside = [look for look in self._looks if window is None or window.has(look.time)]
+        looks = inside or self._looks
+        throttled = Counter(reason for look in looks for reason in look.throttled)
         shares = {
-            reason: f"{reason} in {count} of {self._readings} readings"
-            for reason, count in self._throttled.items()
+            reason: f"{reason} in {count} of {len(looks)} readings"
+            for reason, count in throttled.items()
         }
         # A card under load often works at its power cap; that is its normal speed.
         contention = [f"throttled: {text}" for name, text in shares.items() if name != POWER_CAP]
-        if self._newcomers:
-            others = ", ".join(map(str, sorted(self._newcomers)))
+        if newcomers := set[int]().union(*(look.newcomers for look in looks)):
+            others = ", ".join(map(str, sorted(newcomers)))
             contention.append(f"another process came to the card: {others}")
+        clocks = [look.clock_mhz for look in looks if look.clock_mhz is not None]
         return CardState(
-            clock_mean_mhz=sum(self._clocks) / len(self._clocks) if self._clocks else None,
+            clock_mean_mhz=sum(clocks) / len(clocks) if clocks else None,
             throttled=", ".join(shares.values()) or None,
             contention=tuple(contention),
             warnings=tuple(self.card.warnings),
         )
 
 
-_FUNCTION_NOT_FOUND = pynvml.NVML_ERROR_FUNCTION_NOT_FOUND
-
-
-def _throttle_bits(handle: Any) -> int:
+def _throttle_bits(nvml: Any, card: Any) -> int:
     try:
-        return pynvml.nvmlDeviceGetCurrentClocksEventReasons(handle)
-    except pynvml.NVMLError as error:
-        if error.value != _FUNCTION_NOT_FOUND:
+        return nvml.nvmlDeviceGetCurrentClocksEventReasons(card)
+    except AttributeError:  # `pynvml` before 12
+        pass
+    except nvml.NVMLError as error:
+        if error.value != nvml.NVML_ERROR_FUNCTION_NOT_FOUND:
             raise
-        return pynvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle)  # drivers before 535
+    return nvml.nvmlDeviceGetCurrentClocksThrottleReasons(card)  # drivers before 535
 
 
 def _scaled(milli: int | None) -> float | None:
     return None if milli is None else milli / 1000
+
+
+def _text(text: str | bytes) -> str:
+    """What old versions of `pynvml` return as bytes."""
+    return text.decode() if isinstance(text, bytes) else text

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from ..probes.energy import Meter, open_meter
+from ..probes.energy import Meter, locked_counters, open_meter
 from ..probes.nvml import Card, CardUnavailable
 from ..probes.temperature import TemperatureProbe, open_thermometer
 from .plan import TrialPlan
@@ -39,8 +39,14 @@ class Sensors:
             sensors.missing.append(line)
         elif sensors.meter.counter_source == "tdp-estimate":
             sensors.missing.append(
-                "No energy counter on this machine: energy is CodeCarbon's estimate from the CPU's "
-                "thermal design power (tdp-estimate)."
+                "No energy counter that can be read on this machine: energy is CodeCarbon's "
+                "estimate from the CPU's thermal design power (tdp-estimate)."
+            )
+        source = sensors.meter.counter_source if sensors.meter is not None else None
+        if card is None and source != "rapl" and (locked := locked_counters()):
+            sensors.missing.append(
+                "This machine has an energy counter (RAPL) that only root may read. To open it "
+                f"until the next boot: sudo chmod a+r {' '.join(map(str, locked))}"
             )
         if sensors.thermometer is None:
             line = f"No temperature sensor for {of} on this machine: those cells stay empty."

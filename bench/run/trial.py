@@ -1,6 +1,7 @@
 """What the process of one trial does (`bench/harness/worker.py`)."""
 
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -16,7 +17,7 @@ from ..ddpm.step import TrainingStep
 from ..harness.process import limit_memory
 from ..harness.worker import Events, serve
 from ..methods import METHODS
-from ..probes import Probe, SampledProbe
+from ..probes import Probe, SampledProbe, Span
 from ..probes.cost import StepProbe
 from ..probes.energy import EnergyProbe, open_meter
 from ..probes.flops import forward_flops
@@ -86,10 +87,12 @@ def measure_window(
 ) -> None:
     """The window under the window probes; its steps and samples are sent as they come."""
     found: list[Measurement] = []
-    probes = open_probes(plan, events)
+    probes, window = open_probes(plan, events), Span()
     try:
-        with polling(probes, plan.sample_hz, events.send) as found:
+        with polling(probes, plan.sample_hz, events.send, window) as found:
+            window.begin = time.perf_counter()
             for done in plan.window.train(step, batches, step.device, should_stop):
+                window.end = window.begin + done.elapsed_s
                 events.send("step", **asdict(done))
     finally:  # also of a window that broke off
         events.found(*found)
@@ -98,7 +101,7 @@ def measure_window(
 def open_probes(plan: TrialPlan, events: Events) -> list[SampledProbe]:
     """What can be measured here during a window; what cannot is told as a warning.
 
-    Energy comes last: it starts last and stops first, so that it sees the window and no more.
+    Energy comes last: it starts last, and is read first at each moment and when the window ends.
     """
     device = torch.device(plan.device)
     card = None

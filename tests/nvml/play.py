@@ -1,21 +1,24 @@
 """What runs in the process that loads the stand-in: windows measured on scripted cards.
 
-Time stands still between two lines of these functions and moves when they say so; every figure
-is exact and nobody waits.
+In `window`, time stands still between two lines and moves when they say so; every figure is exact
+and nobody waits.
 """
 
 import ctypes
 import os
 from dataclasses import asdict
 from pathlib import Path
+from time import monotonic, perf_counter, sleep
 from typing import Any
 
 import pynvml
 
+from bench.probes import Span
 from bench.probes.energy import EnergyProbe, NvmlMeter
 from bench.probes.nvml import Card, CardProbe, CardUnavailable
+from bench.probes.polling import polling
 from bench.probes.temperature import open_thermometer
-from bench.records.rows import Record
+from bench.records.rows import Measurement, Record
 
 
 class ScriptedTime:
@@ -24,17 +27,24 @@ class ScriptedTime:
     def __init__(self, now: float) -> None:
         self._library = ctypes.CDLL("libnvidia-ml.so.1")
         self._library.standin_time.argtypes = [ctypes.c_double]
+        self._library.standin_now.restype = ctypes.c_double
         self.move_to(now)
 
     def __call__(self) -> float:
-        return self.now
+        return self._library.standin_now()
+
+    @property
+    def now(self) -> float:
+        return self()
 
     def sleep(self, seconds: float) -> None:
         self.move_to(self.now + seconds)
 
     def move_to(self, now: float) -> None:
-        self.now = now
         self._library.standin_time(now)
+
+    def back_to_the_clock(self) -> None:
+        self._library.standin_time(-1.0)
 
 
 def open_card(script: str, index: int = 0, visible: str | None = None) -> Card:
@@ -42,32 +52,58 @@ def open_card(script: str, index: int = 0, visible: str | None = None) -> Card:
     return Card.open(index, visible)
 
 
-def window(script: str, start: float, seconds: float, hertz: float = 10.0) -> dict[str, Any]:
-    """Columns of one window on the first card; `begin` is when it really began."""
+def open_probes(card: Card, time: ScriptedTime | None = None) -> list[Any]:
+    """Those that a trial opens for a card; on the real clock if there is no other."""
     import torch
 
-    time = ScriptedTime(start)
-    card = open_card(script)
-    thermometer = open_thermometer(torch.device("cuda"), card)
-    probes = [CardProbe(card), *([thermometer] if thermometer else [])]
+    clock = time or perf_counter
+    thermometer = open_thermometer(torch.device("cuda"), card, clock)
+    probes: list[Any] = [CardProbe(card, clock), *([thermometer] if thermometer else [])]
     meter = NvmlMeter(card)
     if meter.counter_source or meter.power_source:
-        probes.append(EnergyProbe(meter, time, time.sleep))
+        probes.append(EnergyProbe(meter, clock, time.sleep if time else sleep))
+    return probes
+
+
+def columns(measurements: list[Measurement]) -> dict[str, Any]:
+    row = Record(method="idm", repeat=1)
+    for measurement in measurements:
+        row.take(measurement.columns())
+    found = {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(row).items()}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def window(script: str, start: float, seconds: float, hertz: float = 10.0) -> dict[str, Any]:
+    """Columns of one window on the first card; `begin` is when it began.
+
+    Readings that take longer than a period follow each other, as they do in `polling`.
+    """
+    time = ScriptedTime(start)
+    probes = open_probes(open_card(script), time)
     for probe in probes:
         probe.start()
     begin, samples, periods = time.now, [], 0
-    while periods / hertz < seconds:
-        time.move_to(begin + periods / hertz)
-        readings = [asdict(probe.sample()) for probe in probes]
+    end = begin + seconds
+    while periods / hertz < seconds and time.now < end:
+        time.move_to(max(time.now, begin + periods / hertz))
+        readings = [asdict(probe.sample()) for probe in reversed(probes)]
         samples.append({n: v for reading in readings for n, v in reading.items() if v is not None})
         periods += 1
-    time.move_to(begin + seconds)
-    row = Record(method="idm", repeat=1)
-    for probe in reversed(probes):
-        row.take(probe.stop().columns())
-    columns = {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(row).items()}
-    found = {name: value for name, value in columns.items() if value is not None}
+    time.move_to(max(time.now, end))
+    found = columns([probe.stop(Span(begin, end)) for probe in reversed(probes)])
     return found | {"begin": begin, "samples": samples}
+
+
+def polled(script: str, seconds: float, hertz: float = 10.0) -> dict[str, Any]:
+    """Columns of a window of real time on the first card, read by `polling`, and its length."""
+    ScriptedTime(0.0).back_to_the_clock()
+    samples: list[dict[str, Any]] = []
+    probes = open_probes(open_card(f"epoch {monotonic()}\n{script}"))
+    with polling(probes, hertz, lambda _, **row: samples.append(row)) as found:
+        begin = perf_counter()
+        sleep(seconds)
+        took = perf_counter() - begin
+    return columns(found) | {"seconds": took, "samples": samples}
 
 
 def which(script: str, index: int = 0, visible: str | None = None) -> tuple[str | None, list[str]]:

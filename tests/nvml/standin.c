@@ -8,6 +8,9 @@
  *   card UUID
  *   power constant W | power ramp FROM TO SECONDS | power square LOW HIGH PERIOD
  *   temperature START PER_SECOND    degrees Celsius
+ *   flap C1 C2 ...                  the temperatures of successive readings, over and over; up to 8
+ *   delay SECONDS                   every call takes so long, and answers with what is then
+ *   unit FACTOR                     the counter counts so many mJ where it should count one
  *   counter TICK BITS START         moves every TICK seconds, wraps at 2^BITS mJ, starts at START J
  *   utilization PERCENT
  *   clock MHZ
@@ -19,7 +22,7 @@
  *   lost PATH                       the card is off the bus once that file exists
  *
  * Without a `counter`, `power` or `temperature` line, that reading is not supported. standin_time()
- * sets the time by hand, for tests that do not wait.
+ * sets the time by hand, for tests that do not wait; delays then move it, and standin_now() tells it.
  */
 #include <math.h>
 #include <stdio.h>
@@ -30,14 +33,14 @@
 
 enum { SUCCESS = 0, UNINITIALIZED = 1, INVALID_ARGUMENT = 2, NOT_SUPPORTED = 3, NOT_FOUND = 6,
        INSUFFICIENT_SIZE = 7, GPU_IS_LOST = 15 };
-enum { CARDS = 8, RULES = 32 };
+enum { CARDS = 8, RULES = 32, FLAPS = 8 };
 
 typedef struct { char function[64]; unsigned long long value; double from, until; } rule;
 typedef struct {
     char uuid[96], mig[96], shape[16], lost[200];
-    double a, b, seconds, warmth, warming, tick, bits, start, reset;
+    double a, b, seconds, warmth, warming, tick, bits, start, reset, delay, unit, flaps[FLAPS];
     int has_power, has_temperature, has_counter;
-    unsigned utilization, clock;
+    unsigned utilization, clock, n_flaps, readings;
     rule rules[RULES];
     int n_rules;
 } card;
@@ -53,6 +56,16 @@ static double now(void) {
     if (by_hand >= 0) return by_hand;
     clock_gettime(CLOCK_MONOTONIC, &t);
     return t.tv_sec + t.tv_nsec * 1e-9 - epoch;
+}
+
+double standin_now(void) { return now(); }
+
+static void take(double seconds) {
+    struct timespec t = {(time_t)seconds, (long)(fmod(seconds, 1) * 1e9)};
+    if (by_hand >= 0)
+        by_hand += seconds;
+    else if (seconds > 0)
+        nanosleep(&t, NULL);
 }
 
 static double power(const card *c, double t) {
@@ -88,6 +101,7 @@ static unsigned long long holds(const card *c, const char *function) {
 static int refusal(const card *c, const char *function) {
     unsigned long long code;
     if (!initialized) return UNINITIALIZED;
+    take(c->delay);
     if (c->lost[0] && !access(c->lost, F_OK)) return GPU_IS_LOST;
     code = holds(c, function);
     return code ? (int)code : (int)holds(c, "all");
@@ -104,12 +118,21 @@ static void read_line(const char *line) {
         c = &cards[n_cards++];
         memset(c, 0, sizeof *c);
         c->reset = -1;
+        c->unit = 1;
         sscanf(line, "card %95s", c->uuid);
     }
     if (sscanf(line, "power %15s %lf %lf %lf", c->shape, &c->a, &c->b, &c->seconds) >= 2)
         c->has_power = 1;
     if (sscanf(line, "temperature %lf %lf", &c->warmth, &c->warming) == 2) c->has_temperature = 1;
     if (sscanf(line, "counter %lf %lf %lf", &c->tick, &c->bits, &c->start) == 3) c->has_counter = 1;
+    if (!strncmp(line, "flap ", 5)) {
+        c->has_temperature = 1;
+        c->n_flaps = sscanf(line, "flap %lf %lf %lf %lf %lf %lf %lf %lf", &c->flaps[0], &c->flaps[1],
+                            &c->flaps[2], &c->flaps[3], &c->flaps[4], &c->flaps[5], &c->flaps[6],
+                            &c->flaps[7]);
+    }
+    sscanf(line, "delay %lf", &c->delay);
+    sscanf(line, "unit %lf", &c->unit);
     sscanf(line, "utilization %u", &c->utilization);
     sscanf(line, "clock %u", &c->clock);
     sscanf(line, "mig %95s", c->mig);
@@ -195,13 +218,14 @@ int nvmlDeviceGetPowerUsage(card *c, unsigned *milliwatts) {
 }
 
 int nvmlDeviceGetTotalEnergyConsumption(card *c, unsigned long long *millijoules) {
-    double t = now(), joules;
+    double t, joules;
     REFUSE(c);
+    t = now();
     if (!c->has_counter) return NOT_SUPPORTED;
     if (c->tick > 0) t = floor(t / c->tick + 1e-9) * c->tick;
     joules = c->reset >= 0 && t >= c->reset ? energy(c, t) - energy(c, c->reset)
                                             : c->start + energy(c, t);
-    *millijoules = (unsigned long long)fmod(joules * 1000, pow(2, c->bits));
+    *millijoules = (unsigned long long)fmod(joules * 1000 * c->unit, pow(2, c->bits));
     return SUCCESS;
 }
 
@@ -209,7 +233,8 @@ int nvmlDeviceGetTemperature(card *c, int sensor, unsigned *celsius) {
     (void)sensor;
     REFUSE(c);
     if (!c->has_temperature) return NOT_SUPPORTED;
-    *celsius = (unsigned)(c->warmth + c->warming * now());
+    *celsius = (unsigned)(c->n_flaps ? c->flaps[c->readings++ % c->n_flaps]
+                                     : c->warmth + c->warming * now());
     return SUCCESS;
 }
 
@@ -236,8 +261,9 @@ int nvmlDeviceGetCurrentClocksEventReasons(card *c, unsigned long long *bits) {
 typedef struct { unsigned pid; unsigned long long memory; unsigned instance, compute; } process;
 
 int nvmlDeviceGetComputeRunningProcesses_v3(card *c, unsigned *count, process *list) {
-    unsigned pid = (unsigned)holds(c, "process"), room = *count;
+    unsigned pid, room = *count;
     REFUSE(c);
+    pid = (unsigned)holds(c, "process");
     *count = pid ? 1 : 0;
     if (!pid) return SUCCESS;
     if (!list || !room) return INSUFFICIENT_SIZE;

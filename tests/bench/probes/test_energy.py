@@ -9,11 +9,13 @@ import pytest
 import torch
 
 from bench.errors import UserError
-from bench.probes import energy, temperature
+from bench.probes import Span, energy, temperature
 from bench.probes.energy import EnergyProbe, RaplMeter, TdpMeter, check_country, co2_kg, open_meter
 from bench.probes.polling import polling
 from bench.probes.temperature import open_thermometer
-from bench.records.rows import Measurement, Reading, Record
+from bench.records.rows import Energy, Measurement, Reading, Record
+from bench.run.sensors import Sensors
+from tests.bench.trials import tiny_plan
 
 SPAN_UJ = 262_143_328_850
 """What a desktop's package counts before it starts again: 44 minutes at 100 W."""
@@ -124,6 +126,37 @@ def test_without_rapl_codecarbon_estimates(tmp_path, powercap, monkeypatch, spoi
     assert meter.counter_source == "tdp-estimate"
 
 
+@pytest.fixture
+def locked(powercap, monkeypatch):
+    """Counters that the kernel shows to root only; these tests may run as root."""
+    monkeypatch.setattr(RaplMeter.__init__, "__defaults__", (powercap.root,))
+    monkeypatch.setattr(energy.locked_counters, "__defaults__", (powercap.root,))
+    read = Path.read_text
+
+    def refuse(path: Path, *args, **kwargs) -> str:
+        if path.name == "energy_uj":
+            raise PermissionError(13, "Permission denied", str(path))
+        return read(path, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "read_text", refuse)
+    return powercap
+
+
+def test_a_counter_that_only_root_may_read_is_told_of(locked, tmp_path):
+    lines = Sensors.open(tiny_plan(tmp_path)).missing
+    (line,) = (line for line in lines if "root" in line)
+    files = [locked.root / f"intel-rapl:{package}" / "energy_uj" for package in (0, 1)]
+    assert line.endswith(f"sudo chmod a+r {files[0]} {files[1]}")
+    assert not any(line.startswith("No energy counter on this machine") for line in lines)
+    assert any("tdp-estimate" in line for line in lines)
+
+
+def test_no_chmod_where_there_is_no_counter(tmp_path, monkeypatch):
+    monkeypatch.setattr(RaplMeter.__init__, "__defaults__", (tmp_path / "nowhere",))
+    monkeypatch.setattr(energy.locked_counters, "__defaults__", (tmp_path / "nowhere",))
+    assert not any("chmod" in line for line in Sensors.open(tiny_plan(tmp_path)).missing)
+
+
 def test_rapl_comes_before_an_estimate(powercap, monkeypatch):
     monkeypatch.setattr(RaplMeter.__init__, "__defaults__", (powercap.root,))
     meter = open_meter(torch.device("cpu"))
@@ -209,7 +242,7 @@ class Scripted:
     def sample(self) -> Reading:
         return self.at_sample()
 
-    def stop(self) -> Measurement:
+    def stop(self, window: Span | None = None) -> Measurement:
         return Measurement(warnings=("it was there to the end",))
 
 
@@ -241,7 +274,8 @@ def test_a_probe_that_fails_is_left_out_and_told_of():
 def test_a_rate_that_is_not_kept_is_told_of():
     row, _ = poll_for(1.5, Scripted(dawdle))
     assert row.sample_rate_hz < 15
-    assert any("not at 50 Hz" in line for line in row.warnings)
+    (line,) = (line for line in row.warnings if "not at 50 Hz" in line)
+    assert line.endswith(": a reading of Scripted takes 0.1 s")
     assert row.sample_late_p95_s > 0.05
 
 
@@ -252,3 +286,64 @@ def test_nobody_listens_any_more():
 
     with pytest.raises(BrokenPipeError):  # told once, by the last reading, and not by the thread
         poll_for(0.3, Scripted(Reading), send=send)
+
+
+def test_a_rate_is_told_of_where_there_were_hardly_any_readings():
+    row, _ = poll_for(0.35, Scripted(dawdle))
+    assert row.sample_rate_hz < 15
+    assert any("a reading of Scripted takes" in line for line in row.warnings)
+
+
+def test_the_window_is_what_the_body_says():
+    """Energy is that of the steps, not of what else the body does."""
+
+    class Meter:
+        counter_source, power_source = "rapl", None
+        counter_span_j = longest_tick_s = 0.0
+        warnings: list[str] = []  # noqa: RUF012
+
+        def energy_j(self) -> float:
+            return 100 * time.perf_counter()
+
+        def power_w(self) -> None:
+            return None
+
+    window = Span()
+    with polling([EnergyProbe(Meter())], 20.0, lambda *_, **__: None, window) as found:
+        time.sleep(0.3)
+        window.begin = time.perf_counter()
+        time.sleep(0.5)
+        window.end = time.perf_counter()
+        time.sleep(0.3)
+    (measured,) = (each for each in found if isinstance(each, Energy))
+    assert measured.energy_j == pytest.approx(100 * window.seconds, rel=0.005)
+    assert measured.mean_power_w == pytest.approx(100, rel=0.005)
+
+
+def test_the_last_probe_starts_last_and_is_read_first():
+    calls: list[tuple[str, str]] = []
+
+    class Named:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def start(self) -> None:
+            calls.append((self.name, "start"))
+
+        def sample(self) -> Reading:
+            calls.append((self.name, "sample"))
+            return Reading()
+
+        def stop(self, window: Span | None = None) -> Measurement:
+            calls.append((self.name, "stop"))
+            return Measurement()
+
+    with polling([Named("host"), Named("energy")], 0.001, lambda *_, **__: None):
+        time.sleep(0.1)
+    assert calls[:4] == [
+        ("host", "start"),
+        ("energy", "start"),
+        ("energy", "sample"),
+        ("host", "sample"),
+    ]
+    assert calls[4:] == [(name, at) for name in ("energy", "host") for at in ("sample", "stop")]

@@ -153,6 +153,113 @@ def test_samples_follow_the_script(play):
     assert middle["utilization_percent"] == 87
 
 
+# ---- calls that take long ------------------------------------------------------------------------
+
+SLOW = "delay 0.3"
+
+
+@pytest.mark.parametrize("counter", [COUNTER, COARSE_COUNTER, NO_COUNTER])
+@pytest.mark.parametrize("delay", [0.05, 0.3])
+@pytest.mark.parametrize("start", [0.0, 0.077, 3.217])
+def test_slow_calls_are_not_part_of_the_window(play, counter, delay, start):
+    lines = (CONSTANT.line, counter, "temperature 50 0", f"delay {delay}")
+    got = play(player.window, script(*lines), start, 7.0)
+    assert got["energy_j"] == pytest.approx(7 * 217.5, rel=TOLERANCE)
+    assert got["mean_power_w"] == pytest.approx(217.5, rel=TOLERANCE)
+
+
+@pytest.mark.parametrize("counter", [COUNTER, NO_COUNTER], ids=["counter", "power only"])
+def test_the_idle_card_around_a_window_is_not_part_of_it(play, counter):
+    """80 W up to the window and after it, 300 W in it; the readings on both sides are 0.3 s off."""
+    lines = ("power square 80 300 14", counter, "temperature 50 0", SLOW)
+    early = play(player.window, script(*lines), 0.0, 7.0)["begin"]
+    got = play(player.window, script(*lines), 7.0 + 1e-6 - early, 7.0 - 2e-6)
+    assert got["begin"] == pytest.approx(7.0, abs=1e-5)
+    assert got["energy_j"] == pytest.approx(7 * 300, rel=TOLERANCE)
+
+
+@pytest.mark.parametrize("counter", [COUNTER, NO_COUNTER], ids=["counter", "power only"])
+def test_slow_calls_in_the_polling_thread(play, counter):
+    """In real time: what must not be metered is the readings of all probes around the window."""
+    lines = (CONSTANT.line, counter, "temperature 50 0", SLOW)
+    got = play(player.polled, script(*lines), 3.0)
+    assert got["energy_j"] == pytest.approx(got["seconds"] * 217.5, rel=TOLERANCE)
+    assert got["mean_power_w"] == pytest.approx(217.5, rel=TOLERANCE)
+    assert got["temperature_mean_c"] == 50
+    assert any("s outside of the window, " in line for line in got["warnings"])
+    (rate,) = (line for line in got["warnings"] if "not at 10 Hz" in line)
+    assert "a reading of CardProbe takes 1.2 s" in rate
+    assert got["sample_rate_hz"] < 1
+
+
+def test_quick_calls_have_no_warning(play):
+    lines = (CONSTANT.line, COUNTER, "temperature 50 0")
+    got = play(player.polled, script(*lines), 1.5)
+    assert not any("outside of the window" in line for line in got["warnings"])
+    assert len(got["samples"]) > 10
+    assert got["energy_j"] == pytest.approx(got["seconds"] * 217.5, rel=TOLERANCE)
+
+
+def test_what_comes_after_the_window_is_not_in_its_temperature_and_clock(play):
+    """The last readings of slow calls: by then the chip is warmer, throttled, and not alone."""
+    late = ("throttle 64 12.1 99", "process 4711 12.1 99")
+    lines = (CONSTANT.line, COUNTER, "temperature 0 5", *late, SLOW)
+    got = play(player.window, script(*lines), 1.0, 8.0)
+    end = got["begin"] + 8.0
+    assert end < 12.1
+    assert got["temperature_peak_c"] <= 5 * end
+    assert "throttled" not in got
+    assert not got["contention"]
+
+
+# ---- readings that cannot be true ----------------------------------------------------------------
+
+
+def test_a_sensor_that_flaps_between_the_ends_of_its_scale(play):
+    got = play(player.window, script(CONSTANT.line, "flap 0 255 60"), 0.0, 6.0)
+    for column in ("temperature_start_c", "temperature_peak_c", "temperature_mean_c"):
+        assert got[column] == pytest.approx(60)
+    assert {sample.get("temperature_c") for sample in got["samples"]} == {None, 60.0}
+    assert any(
+        "of 62 temperature readings" in line and "0, 255 °C" in line for line in got["warnings"]
+    )
+
+
+def test_a_jump_that_comes_back(play):
+    got = play(player.window, script(CONSTANT.line, "flap 60 61 60 60 61 97 96 60"), 0.0, 6.1)
+    assert got["temperature_peak_c"] == 61
+    assert any("96, 97 °C" in line for line in got["warnings"])
+
+
+def test_a_chip_that_warms_quickly_is_believed(play):
+    """50 °C in two seconds, and staying there."""
+    got = play(player.window, script(CONSTANT.line, "temperature 40 25"), 0.0, 2.0)
+    assert got["temperature_peak_c"] == 90
+    assert not any("temperature" in line for line in got["warnings"])
+
+
+def test_a_sensor_that_never_tells(play):
+    got = play(player.window, script(CONSTANT.line, "flap 255"), 0.0, 2.0)
+    assert "temperature_peak_c" not in got
+    assert any("left out" in line for line in got["warnings"])
+    assert not any("broke off" in line for line in got["warnings"])
+
+
+@pytest.mark.parametrize("unit", [1000.0, 0.001, 2.5])
+def test_a_counter_in_another_unit(play, unit):
+    got = play(player.window, script(CONSTANT.line, COUNTER, f"unit {unit}"), 0.0, 20.0)
+    assert got["energy_j"] == pytest.approx(20 * 217.5, rel=TOLERANCE)
+    assert got["energy_source"] == "nvml-power"
+    assert any("another unit" in line for line in got["warnings"])
+
+
+def test_a_counter_is_believed_before_two_readings_of_power(play):
+    """A window shorter than a sample, in which power jumped: the readings met the lower one."""
+    line = "power square 80 300 0.4"
+    got = play(player.window, script(line, COUNTER), 0.1, 0.45)
+    assert got["energy_source"] == "nvml-counter"
+
+
 # ---- temperature, clock, throttling, company -----------------------------------------------------
 
 

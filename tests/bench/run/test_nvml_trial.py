@@ -64,6 +64,22 @@ def test_a_card_lost_in_mid_window_and_no_driver_after(card, tmp_path, monkeypat
     assert str(without.energy_source) in ("<NA>", "nan", "None")
 
 
+@pytest.mark.parametrize("refused", [None, "nvmlDeviceGetTotalEnergyConsumption"])
+def test_calls_that_take_long_are_not_part_of_the_window(card, tmp_path, refused):
+    card("delay 0.3", f"fail {refused} 3 0 1e9" if refused else "")
+    plan = tiny_plan(tmp_path, card="0", probes=PROBES, window=Window(seconds=6.0))
+    run = new_run(tmp_path, [plan])
+    run_trials(run, [plan], Watcher())
+    (record,) = run.records().itertuples()
+    assert record.status == "ok"
+    assert record.energy_source == ("nvml-power" if refused else "nvml-counter")
+    assert record.energy_j == pytest.approx(250 * record.window_s, rel=0.01)
+    assert record.mean_power_w == pytest.approx(250, rel=0.01)
+    assert record.temperature_mean_c == 50
+    assert "s outside of the window" in record.warnings
+    assert "a reading of CardProbe takes" in record.warnings
+
+
 def test_the_command_with_a_throttled_card_that_someone_else_uses(card, tmp_path):
     card("throttle 64 0 1e9", "process 4711 0 1e9")
     process = subprocess.run(
