@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .coupling import CONVOLUTIONS, full_precision_if_thin
-from .reversible import Frame, Rewound, gradients
+from .reversible import Frame, Rewound, gradients, views
 
 HEAD_WIDTH = 64
 
@@ -60,7 +60,7 @@ class InvertibleAttention(nn.Module):
         frame.outputs.clear()
         with torch.enable_grad(), frame.replay():
             leaf = self.even(out).detach().requires_grad_(need)
-            factor = self.factor(leaf)
+            factor = self.factor(*views(leaf))
         with torch.no_grad():
             f = factor.detach()
             if frame.flipped:  # out = a / f

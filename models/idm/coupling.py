@@ -14,12 +14,46 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 
-from .reversible import Frame, Rewound, gradients, may_overwrite
-
-CONVOLUTIONS: dict[int, type[nn.Conv2d] | type[nn.Conv3d]] = {2: nn.Conv2d, 3: nn.Conv3d}
-CONVOLVE = {2: F.conv2d, 3: F.conv3d}
+from .reversible import Frame, Rewound, gradients, has_hooks, may_overwrite, views
 
 T = TypeVar("T")
+
+
+def is_too_thin(x: Tensor) -> bool:
+    """Whether oneDNN's 16-bit convolution would leave weight gradients uninitialised.
+
+    It does for volumes of depth 2 (seen with PyTorch 2.13), which the bottom of `paper` is. Asked
+    on every device, so that the memory predicted on one is that of another.
+    """
+    return x.ndim == 5 and x.shape[2] == 2
+
+
+def full_precision_if_thin(x: Tensor) -> AbstractContextManager[Any]:
+    return torch.autocast(x.device.type, enabled=False) if is_too_thin(x) else nullcontext()
+
+
+def wide_if_thin(convolve: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The same for networks whose weights are of 16 bits: the convolution in float32, rounded."""
+
+    @functools.wraps(convolve)
+    def run(x: Tensor, weight: Tensor, bias: Tensor | None = None, **options: Any) -> Tensor:
+        if weight.dtype.itemsize > 2 or not is_too_thin(x):
+            return convolve(x, weight, bias, **options)
+        wide = None if bias is None else bias.float()
+        return convolve(x.float(), weight.float(), wide, **options).to(weight.dtype)
+
+    return run
+
+
+CONVOLVE: dict[int, Callable[..., Tensor]] = {2: F.conv2d, 3: wide_if_thin(F.conv3d)}
+
+
+class Conv3d(nn.Conv3d):
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return CONVOLVE[3](input, weight, bias, padding=self.padding)
+
+
+CONVOLUTIONS: dict[int, type[nn.Conv2d] | type[nn.Conv3d]] = {2: nn.Conv2d, 3: Conv3d}
 
 
 class AdditiveCoupling(nn.Module):
@@ -64,14 +98,15 @@ class AdditiveCoupling(nn.Module):
         frame.outputs.clear()
         sign = -1 if frame.flipped else 1  # y_b = x_b + sign · F(x_a)
         leaf = a.detach().requires_grad_(need_a)
-        parts = self._parts(a)
-        at_once = self.accumulates_at_once and len(parts) == 1
-        accumulate = frame.parameters if at_once else ()
-        leaves = [leaf, *frame.side, *(() if at_once else frame.parameters)]
+        parts: Sequence[Callable[..., Tensor]] = (
+            [self.function] if frame.at_once else self._parts(a)
+        )
+        accumulate = frame.parameters if frame.at_once else ()
+        leaves = [leaf, *frame.side, *(() if frame.at_once else frame.parameters)]
         total: list[Tensor | None] = [None] * len(leaves)
-        for part in parts:
-            with torch.enable_grad(), frame.replay():
-                out = part(leaf.view_as(leaf), *frame.side)
+        for index, part in enumerate(parts):
+            with torch.enable_grad(), frame.replay(continued=index > 0):
+                out = part(*views(leaf, *frame.side))
             with torch.no_grad():
                 value = out.detach()
                 b = b.sub_(value, alpha=sign) if b_owned else torch.sub(b, value, alpha=sign)
@@ -87,13 +122,17 @@ class AdditiveCoupling(nn.Module):
         through_f = total[0]
         if through_f is not None:
             # F may hand its incoming gradient on as it is; only a new tensor may be overwritten.
-            fresh = may_overwrite(through_f, frame.grads)
+            fresh = not frame.hooked and may_overwrite(through_f, frame.grads)
             grad_a = through_f.add_(grad_a) if fresh else through_f + grad_a
         count = 1 + len(frame.side)
-        parameter_grads = total[count:] or [None] * len(frame.parameters)
         return Rewound(
-            self._halves(a, b), self._halves(grad_a, grad_b), total[1:count], parameter_grads
+            self._halves(a, b), self._halves(grad_a, grad_b), total[1:count], total[count:]
         )
+
+    def accumulates(self, x1: Tensor, x2: Tensor, *side: Tensor) -> bool:
+        """Whether F's gradients go straight to `.grad`: if wanted, and F is in one piece."""
+        a, _ = self._roles(x1, x2)
+        return self.accumulates_at_once and len(self._parts(a)) == 1
 
     def _shifted(self, b: Tensor, a: Tensor, side: Sequence[Tensor], sign: int) -> Tensor:
         first, *others = self._parts(a)
@@ -126,6 +165,16 @@ class GroupNorm(nn.GroupNorm):
         return torch.group_norm(input, self.num_groups, self.weight, self.bias, self.eps)
 
 
+class ELU(nn.ELU):
+    def forward(self, input: Tensor) -> Tensor:
+        return F.elu(input, self.alpha, self.inplace and may_change(input))
+
+
+def may_change(hidden: Tensor) -> bool:
+    """Autograd forbids to change in place what a backward hook has handed on: a view."""
+    return torch.compiler.is_compiling() or not hidden._is_view()
+
+
 class ConvolutionBlock(nn.Module):
     """F: convolution, ELU, GroupNorm, convolution; starts as the zero map.
 
@@ -141,7 +190,8 @@ class ConvolutionBlock(nn.Module):
         embedding: width of a time embedding that shifts the hidden channels; 0: there is none.
 
     Attributes:
-        slice_bytes: where x is larger, `parts` evaluates F in slices of its hidden channels.
+        slice_bytes: where x is larger, `parts` evaluates F in slices of its hidden channels; not
+            where there are hooks on its layers, which slices would pass by.
         half_precision: run in bfloat16 whatever the dtype of x.
     """
 
@@ -150,7 +200,7 @@ class ConvolutionBlock(nn.Module):
         convolution = CONVOLUTIONS[dims]
         self.first = convolution(channels, channels, 3, padding=1, bias=False)
         self.shift = nn.Linear(embedding, channels) if embedding else None
-        self.activation = nn.ELU(inplace=True)
+        self.activation = ELU(inplace=True)
         self.norm = GroupNorm(math.gcd(8, channels // 4 or 1), channels)
         self.second = convolution(channels, channels, 3, padding=1, bias=False)
         nn.init.zeros_(self.second.weight)
@@ -162,13 +212,16 @@ class ConvolutionBlock(nn.Module):
         with self._precision(x):
             hidden = self.first(x)
             if self.shift is not None and embedding is not None:
-                hidden += self._shift(embedding, hidden)
+                shift = self._shift(embedding, hidden)
+                hidden = hidden.add_(shift) if may_change(hidden) else hidden + shift
             return self.second(self.norm(self.activation(hidden)))
 
     def parts(self, x: Tensor) -> Sequence[Callable[..., Tensor]]:
         """F as a sum over slices of the hidden channels, by whole groups of the norm: exact."""
+        if self.slice_bytes is None or has_hooks(self):
+            return [self]
         groups = self.norm.num_groups
-        count = 1 if self.slice_bytes is None else min(groups, -(-x.nbytes // self.slice_bytes))
+        count = min(groups, -(-x.nbytes // self.slice_bytes))
         if count == 1:
             return [self]
         bounds = [round(i * groups / count) for i in range(count + 1)]
@@ -202,16 +255,3 @@ class ConvolutionBlock(nn.Module):
         if self.half_precision and not is_too_thin(x):
             return torch.autocast(x.device.type, torch.bfloat16, cache_enabled=False)
         return full_precision_if_thin(x)
-
-
-def is_too_thin(x: Tensor) -> bool:
-    """Whether oneDNN's 16-bit convolution would leave weight gradients uninitialised.
-
-    It does for volumes of depth 2 (seen with PyTorch 2.13), which the bottom of `paper` is. Asked
-    on every device, so that the memory predicted on one is that of another.
-    """
-    return x.ndim == 5 and x.shape[2] == 2
-
-
-def full_precision_if_thin(x: Tensor) -> AbstractContextManager[Any]:
-    return torch.autocast(x.device.type, enabled=False) if is_too_thin(x) else nullcontext()

@@ -24,6 +24,7 @@ from . import PUBLISHED as PUBLISHED
 from .coupling import AdditiveCoupling, ConvolutionBlock
 from .network import IDM
 from .optimizer import AdamWInBackward
+from .reversible import Mode, left_to_eager
 
 HALVES = ("x1", "x2")
 
@@ -68,6 +69,10 @@ class LeanIDM(IDM):
         self._check_input(x)
         if not self._streams(x):
             return super().forward(x, t)
+        return self._stream(x, t)
+
+    @left_to_eager
+    def _stream(self, x: Tensor, t: Tensor) -> Tensor:
         embedding = self.time(t)
         samples = list(zip(x.split(1), embedding.split(1), strict=True))
         skips, deeper = [], []
@@ -109,7 +114,15 @@ class LeanIDM(IDM):
     def _descend_twice(self, *sample: Tensor) -> tuple[Tensor, ...]:
         if not torch.is_grad_enabled() or torch.jit.is_tracing():
             return self._descend(*sample)
-        return checkpoint(self._descend, *sample, use_reentrant=False, preserve_rng_state=False)
+        layers = [self.lift, *(self.body[wire.layer] for wire in self.way_down)]
+        mode = Mode(layers, sample[0].device, self.preserve_rng_state)
+        return checkpoint(
+            self._descend,
+            *sample,
+            use_reentrant=False,
+            preserve_rng_state=False,  # `mode` does it
+            context_fn=lambda: (mode.record(), mode.replay()),
+        )
 
     def _descend(self, x: Tensor, embedding: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The top level's way down for one sample: its skip, and the state of the next level."""

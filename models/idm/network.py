@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -18,11 +18,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .attention import InvertibleAttention
-from .coupling import CONVOLUTIONS, CONVOLVE, AdditiveCoupling, ConvolutionBlock
+from .coupling import CONVOLUTIONS, CONVOLVE, AdditiveCoupling, ConvolutionBlock, wide_if_thin
 from .resampling import ChannelMixing, Downsampling, OrthogonalLayer
-from .reversible import Backward, Region, Value
+from .reversible import Backward, Region, Value, is_plain, left_to_eager
 
-CONVOLVE_TRANSPOSED = {2: F.conv_transpose2d, 3: F.conv_transpose3d}
+CONVOLVE_TRANSPOSED: dict[int, Callable[..., Tensor]] = {
+    2: F.conv_transpose2d,
+    3: wide_if_thin(F.conv_transpose3d),
+}
 
 
 class Wire(NamedTuple):
@@ -41,16 +44,20 @@ class TimeEmbedding(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         half = width // 2
-        self.register_buffer(
-            "frequencies",
-            torch.exp(-math.log(10_000) * torch.arange(half) / half),
-            persistent=False,
-        )
+        self.register_buffer("frequencies", self._frequencies(half), persistent=False)
         self.mlp = nn.Sequential(nn.Linear(2 * half, width), nn.SiLU(), nn.Linear(width, width))
 
     def forward(self, t: Tensor) -> Tensor:
-        angles = t[:, None].to(self.frequencies.dtype) * self.frequencies
-        return self.mlp(torch.cat([angles.sin(), angles.cos()], dim=1))
+        frequencies = self.frequencies
+        if frequencies.dtype.itemsize < 4:  # rounded, they would mix up neighbouring times
+            frequencies = self._frequencies(len(frequencies), t.device)
+        angles = t[:, None].to(frequencies.dtype) * frequencies
+        waves = torch.cat([angles.sin(), angles.cos()], dim=1)
+        return self.mlp(waves.to(self.frequencies.dtype))
+
+    @staticmethod
+    def _frequencies(count: int, device: torch.device | None = None) -> Tensor:
+        return torch.exp(-math.log(10_000) * torch.arange(count, device=device) / count)
 
 
 class Lift(nn.Module):
@@ -184,6 +191,11 @@ class IDM(nn.Module):
             network, its parameters and its initial values are the same.
         time_in_couplings: t enters every F, not only the lift. `inverse` then needs t, too.
         checked: compare every reconstruction with the original (see `Region`).
+        preserve_rng_state: as in `Region`. IDM draws nothing, so no state is kept; it is there for
+            an F of your own.
+
+    Hooks on parameters and modules behave as `Region` says. Under `torch.compile` the body stays
+    eager where its activations are rebuilt.
 
     Example::
 
@@ -203,6 +215,7 @@ class IDM(nn.Module):
         *,
         time_in_couplings: bool = False,
         checked: bool = False,
+        preserve_rng_state: bool = True,
     ) -> None:
         super().__init__()
         _check_widths(channels, dims)
@@ -216,6 +229,7 @@ class IDM(nn.Module):
         self.backward = backward
         self.time_in_couplings = time_in_couplings
         self.checked = checked
+        self.preserve_rng_state = preserve_rng_state
 
         embedding = 4 * channels[0]
         self.time = TimeEmbedding(embedding)
@@ -261,6 +275,10 @@ class IDM(nn.Module):
         lines.append(f"project: {self.channels[0]} -> {self.in_channels}")
         return "\n".join(lines)
 
+    @property
+    def plain(self) -> bool:
+        return is_plain(self.backward)
+
     def _run_body(
         self, halves: Sequence[Tensor], embedding: Tensor | None, flipped: bool
     ) -> tuple[Tensor, Tensor]:
@@ -269,6 +287,7 @@ class IDM(nn.Module):
         state = self._run(self.wiring, state, embedding, flipped)
         return state["x1"], state["x2"]
 
+    @left_to_eager
     def _run(
         self,
         wires: Sequence[Wire],
@@ -277,7 +296,9 @@ class IDM(nn.Module):
         flipped: bool = False,
     ) -> dict[str, Tensor]:
         """Run a stretch of the body in a region of its own. Empties `tensors`."""
-        region = Region(self.backward, checked=self.checked)
+        region = Region(
+            self.backward, checked=self.checked, preserve_rng_state=self.preserve_rng_state
+        )
         state: dict[str, Value] = {}
         for key in list(tensors):
             (state[key],) = region.enter(tensors.pop(key))

@@ -85,11 +85,37 @@ class Dither:
         return (torch.arange(count, device=device, dtype=torch.float64) * of).frac().float()
 
 
+class AppliedGradient(Tensor):
+    """What stands in `.grad` between `backward()` and `step()`: no numbers, and no memory.
+
+    What needs the numbers (clipping, unscaling, a second backward pass) gets an error that says so.
+    """
+
+    @staticmethod
+    def __new__(cls, parameter: Tensor) -> AppliedGradient:
+        return Tensor._make_wrapper_subclass(
+            cls, parameter.shape, dtype=parameter.dtype, device=parameter.device
+        )
+
+    def __repr__(self) -> str:  # type: ignore[override]
+        return f"AppliedGradient(shape={tuple(self.shape)})"
+
+    @classmethod
+    def __torch_dispatch__(cls, *_: Any, **__: Any) -> Any:
+        raise RuntimeError(
+            "AdamWInBackward has applied and freed this gradient in backward(): it cannot be "
+            "clipped, unscaled, or added to by a second backward(). Call optimizer.step() after "
+            "each backward(); to clip or accumulate gradients, train with torch.optim.AdamW "
+            "(IDM instead of LeanIDM, or LeanIDM without make_optimizer)."
+        )
+
+
 class AdamWInBackward(torch.optim.Optimizer):
     """AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101) that updates while gradients appear.
 
-    Each `backward()` is a step: gradients are gone when it returns, and cannot be accumulated or
-    clipped over several. `step()` only closes the step, for the sake of schedulers.
+    Each `backward()` is a step: gradients are gone when it returns, and cannot be clipped or
+    accumulated. `step()` closes it; a second `backward()` before that is refused, as is clipping
+    (RuntimeError).
 
     Args:
         parameters: what to train.
@@ -132,7 +158,12 @@ class AdamWInBackward(torch.optim.Optimizer):
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
         if closure is not None:
             raise ValueError("the gradients were applied in backward(): there is no closure to run")
+        self.zero_grad()
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Close the step; there is nothing to set to zero."""
         self.pull = None
+        super().zero_grad(set_to_none=True)
 
     def detach(self) -> None:
         """Stop updating: backward() leaves gradients in `.grad` again."""
@@ -141,12 +172,12 @@ class AdamWInBackward(torch.optim.Optimizer):
 
     def _hook(self, group: dict[str, Any]) -> Callable[[Tensor], None]:
         def apply(parameter: Tensor) -> None:
-            if parameter.grad is None:  # was applied where it appeared; autograd knows of no other
+            if parameter.grad is None:  # autograd came by without one
                 return
             if self.pull is None and self.lambda_l2:
                 self.pull = self._weight_pull()
             self._update(parameter, group)
-            parameter.grad = None
+            parameter.grad = AppliedGradient(parameter)
 
         return apply
 

@@ -26,7 +26,10 @@ LARGEST_BLOCK = 64
 
 
 class Rotations(nn.Module):
-    """`count` trainable orthogonal matrices, the identity at the start. Returns (count, n, n)."""
+    """`count` trainable orthogonal matrices, the identity at the start. Returns (count, n, n).
+
+    They are computed in float32 at least, and rounded to the dtype of their parameters.
+    """
 
     weight: Tensor
 
@@ -39,7 +42,10 @@ class Rotations(nn.Module):
         orthogonal(self, "weight", orthogonal_map="cayley", use_trivialization=False)
 
     def forward(self) -> Tensor:
-        return self.weight
+        parametrization: Any = self.parametrizations["weight"]  # type: ignore[index]
+        original = parametrization.original
+        wide = original.to(torch.promote_types(original.dtype, torch.float32))
+        return parametrization[0](wide).to(original.dtype)
 
     @property
     def device(self) -> torch.device:

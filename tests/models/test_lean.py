@@ -143,6 +143,43 @@ def test_gradients_applied_at_once_are_those_applied_layer_by_layer(size):
     assert at_once  # or nothing was compared
 
 
+def test_what_needs_gradients_is_refused():
+    """They were applied and freed in the backward pass: silence would be a lie."""
+    net = build(channels=NARROW)
+    x, t = batch(2, 1, 8, 8, 8)
+    optimizer = net.make_optimizer(learning_rate=1e-3)
+    uses = {
+        "norm": lambda: torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0),
+        "norm, one by one": lambda: torch.nn.utils.clip_grad_norm_(
+            net.parameters(), 1.0, foreach=False
+        ),
+        "value": lambda: torch.nn.utils.clip_grad_value_(net.parameters(), 1.0),
+        "backward": lambda: net(x, t).square().mean().backward(),
+    }
+    for use in uses.values():
+        net(x, t).square().mean().backward()
+        before = [p.detach().clone() for p in net.parameters()]
+        with pytest.raises(RuntimeError, match=r"cannot be\s+clipped.*optimizer\.step\(\)"):
+            use()
+        after = [p.detach() for p in net.parameters()]
+        assert all(torch.equal(*same) for same in zip(before, after, strict=True))
+        optimizer.step()
+        assert all(p.grad is None for p in net.parameters())
+    for close in (optimizer.step, optimizer.zero_grad, net.zero_grad):
+        net(x, t).square().mean().backward()
+        assert "AppliedGradient" in repr(next(net.parameters()).grad)
+        close()
+        assert all(p.grad is None for p in net.parameters())
+
+
+def test_detached_it_leaves_gradients_alone():
+    net = build(channels=NARROW)
+    x, t = batch(2, 1, 8, 8, 8)
+    net.make_optimizer(learning_rate=1e-3).detach()
+    net(x, t).square().mean().backward()
+    assert torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0) > 0
+
+
 def test_a_scheduler_sets_its_rate():
     weight = torch.nn.Parameter(torch.ones(8))
     optimizer = AdamWInBackward([weight], lr=1.0, weight_decay=0.0)
