@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 import torch
 
-from ..probes.host import device_name
+from ..probes.host import device_name, speed_setting
 from ..probes.nvml import driver_version
 from ..records.files import IN_A_WHEEL
 
@@ -78,10 +78,21 @@ def _hardware() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "memory_bytes": psutil.virtual_memory().total,
+        "cpu_max_mhz": _max_mhz(),
+        **speed_setting(),
         "gpus": cards,
         "gpu_driver": driver_version(),
         "cuda": torch.version.cuda,
     }
+
+
+def _max_mhz() -> float | None:
+    """The processor's highest frequency; None where the machine does not tell."""
+    try:
+        frequency = psutil.cpu_freq()
+    except (OSError, NotImplementedError, AttributeError):
+        return None
+    return (frequency.max or None) if frequency is not None else None
 
 
 def _versions() -> dict[str, str]:

@@ -12,6 +12,7 @@ import torch
 from ..records.rows import Host, Reading
 from . import Span
 
+GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
 BUSY_PERCENT = 10.0
 """Of all cores: more than this taken by others is worth a warning."""
 SWAP_BYTES = 64 * 2**20
@@ -29,6 +30,7 @@ class HostProbe:
         reset_peak_rss()
         psutil.cpu_percent()  # the first call starts the interval that the next one reports
         self._load = OtherLoad(self.process)
+        self._speed = speed_setting()
         self._swapped_in = psutil.swap_memory().sin
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
@@ -48,12 +50,38 @@ class HostProbe:
         if swapped_in > SWAP_BYTES:
             contention.append(f"{swapped_in / 2**30:.2f} GiB came back from swap in the window")
         found = Host(
-            peak_rss_bytes=peak_rss(), other_load_percent=others, contention=tuple(contention)
+            peak_rss_bytes=peak_rss(),
+            other_load_percent=others,
+            contention=tuple(contention),
+            warnings=tuple(speed_changes(self._speed, speed_setting())),
         )
         if self.device.type == "cuda":
             found.peak_allocated_bytes = torch.cuda.max_memory_allocated(self.device)
             found.peak_reserved_bytes = torch.cuda.max_memory_reserved(self.device)
         return found
+
+
+def speed_setting() -> dict[str, str | None]:
+    """What decides how fast the processor may be: power supply and governor; None: not known."""
+    battery = psutil.sensors_battery() if hasattr(psutil, "sensors_battery") else None
+    supply = None if battery is None else "mains" if battery.power_plugged else "battery"
+    try:
+        governor = GOVERNOR.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError):
+        governor = None
+    return {"power_supply": supply, "governor": governor}
+
+
+def speed_changes(before: dict[str, str | None], after: dict[str, str | None]) -> list[str]:
+    """Warnings where a window was not measured under one setting, or on a battery."""
+    lines = [
+        f"{name.replace('_', ' ')} changed in the window: {before[name]} → {now}"
+        for name, now in after.items()
+        if now != before[name]
+    ]
+    if not lines and after["power_supply"] == "battery":
+        lines.append("the machine runs on its battery, which may slow the processor")
+    return lines
 
 
 class OtherLoad:
