@@ -43,6 +43,9 @@ class Benchmark(Launcher[RunCommand, TrialPlan, Run]):
     command_type, plan_type, run_type = RunCommand, TrialPlan, Run
     kind, noun = "benchmark", "trials"
     of_a_resumption = ("timeout", "cooldown", "strict")
+    sensors: Sensors | None = None
+    idle: Idle | None = None
+    """Both since `prepare`."""
 
     def check(self) -> None:
         if self.command.country is not None:
@@ -123,9 +126,8 @@ class Benchmark(Launcher[RunCommand, TrialPlan, Run]):
         return TrialRecorder(run, plan, display)
 
     def conditions(self) -> Conditions | None:
-        if not hasattr(self, "sensors"):  # nothing is left to run
+        if self.sensors is None or self.idle is None:  # nothing is left to run
             return None
-        assert self.idle is not None
         return EqualConditions(
             self.idle, self.sensors.read_temperature, self.command.cooldown, self.sensors.card,
             self.command.strict,
