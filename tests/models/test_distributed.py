@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import multiprocessing
 from collections.abc import Callable
 from pathlib import Path
@@ -46,6 +47,7 @@ def _whole(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _train(rank: int, folder: str, wrap: Callable[[IDM], nn.Module], backward: Backward) -> None:
+    faulthandler.dump_traceback_later(100, exit=True)  # a process that hangs says where
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     net = _network(backward)
@@ -64,6 +66,7 @@ def _train(rank: int, folder: str, wrap: Callable[[IDM], nn.Module], backward: B
                 dist.all_reduce(p.grad)
                 p.grad /= 2
     torch.save([_whole(p.grad) for p in net.parameters()], f"{folder}/{rank}.pt")
+    dist.barrier()  # neither leaves while the other still waits for its part
     dist.destroy_process_group()
 
 
