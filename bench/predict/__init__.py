@@ -5,6 +5,7 @@
 prediction.py   a training step on fake tensors: peak, its five parts, FLOPs
 fake.py         fake tensors, faithful to the byte
 allocator.py    PyTorch's caching allocator, played on paper
+alloc_conf.py   its settings, PYTORCH_ALLOC_CONF
 peaks.py        the command `predict`
 fit.py          the command `fit`: largest batch and cube in so much memory
 search.py       the bisection that it uses

@@ -28,6 +28,7 @@ from ..probes.cost import Moment, Operator, Phase, StepCost, StepProbe
 from ..probes.flops import dispatched_forward_flops
 from ..probes.memory import Change, Part, tensors_in
 from ..sizes import GIB
+from .alloc_conf import AllocConf
 from .allocator import Block, CachingAllocator, OutOfMemory, Pool
 from .fake import FaithfulFakeMode, faking
 
@@ -71,10 +72,10 @@ class Prediction:
         assert self.cost.flops_step is not None
         return self.cost.flops_step
 
-    def fits_cuda(self, capacity: int) -> bool:
+    def fits_cuda(self, capacity: int, conf: AllocConf | None = None) -> bool:
         """Whether the caching allocator gets through two steps with so many bytes of its own."""
         try:
-            simulate_cuda_allocator(self.changes, capacity)
+            simulate_cuda_allocator(self.changes, capacity, conf)
         except OutOfMemory:
             return False
         return True
@@ -96,7 +97,11 @@ class Prediction:
         Beyond it a process needs the CUDA context (a few hundred MiB, by card and driver) and the
         workspaces of cuDNN and cuBLAS: neither is in the number.
         """
-        return simulate_cuda_allocator(self.changes)
+        return self.cuda_pool_with(None)
+
+    def cuda_pool_with(self, conf: AllocConf | None) -> Pool:
+        """The same under other settings of the allocator (`PYTORCH_ALLOC_CONF`)."""
+        return simulate_cuda_allocator(self.changes, conf=conf)
 
     def columns(self) -> dict[str, Any]:
         """As in `runs.csv` (`bench.records.rows.Record`)."""
@@ -185,12 +190,14 @@ def mean_square(network: nn.Module, batch: Any) -> Tensor:
     return output.float().square().mean()
 
 
-def simulate_cuda_allocator(changes: list[Change], capacity: int | None = None) -> Pool:
+def simulate_cuda_allocator(
+    changes: list[Change], capacity: int | None = None, conf: AllocConf | None = None
+) -> Pool:
     """Two steps on an empty device; the optimizer's state appears at the end of the first.
 
     Raises OutOfMemory where `capacity` bytes are not enough.
     """
-    allocator = CachingAllocator(capacity)
+    allocator = CachingAllocator(capacity, conf)
     before = [change for change in changes if not change.storage.operator and change.nbytes > 0]
     step = [change for change in changes if change.storage.operator]
 
