@@ -96,6 +96,9 @@ class PredictCommand:
     overrides: Annotated[Overrides, tyro.conf.OmitArgPrefixes] = field(default_factory=Overrides)
     device: Literal["cuda", "cpu"] = "cuda"
     """Device of the training; for cuda, the memory of the caching allocator is predicted, too."""
+    alloc_conf: str | None = None
+    """Settings of PyTorch's allocator, as in PYTORCH_ALLOC_CONF, such as
+    expandable_segments:True; None: those of that variable."""
     timeline: bool = False
     """Draw memory over the step, split into its five parts, all methods at one scale."""
     out: Path = Path("results/predicted")
@@ -112,7 +115,7 @@ class FitCommand:
     memory: str | None = None
     """Memory of the card: 24GiB is 24 · 2³⁰ bytes, 24GB is 24 · 10⁹."""
     gpu: str | None = None
-    """Name of a card, instead of --memory: a5000, rtx4090, v100-32gb, a100-80gb, h100, …"""
+    """Name of a card, instead of --memory: a5000, rtx4090, a100-80gb, …; a wrong one lists all."""
     models: tuple[str, ...] = ("unet", "checkpoint", "patchddm", "idm")
     """Methods to try."""
     preset: Preset = "paper"
@@ -120,6 +123,9 @@ class FitCommand:
     overrides: Annotated[Overrides, tyro.conf.OmitArgPrefixes] = field(default_factory=Overrides)
     margin: str = MARGIN
     """Memory kept free for what is not predicted: the CUDA context, cuDNN's workspaces."""
+    alloc_conf: str | None = None
+    """Settings of PyTorch's allocator, as in PYTORCH_ALLOC_CONF, such as
+    expandable_segments:True; None: those of that variable."""
     out: Path = Path("results/fit")
     """Folder for fit.csv."""
 

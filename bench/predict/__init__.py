@@ -9,7 +9,7 @@ alloc_conf.py   its settings, PYTORCH_ALLOC_CONF
 peaks.py        the command `predict`
 fit.py          the command `fit`: largest batch and cube in so much memory
 search.py       the bisection that it uses
-gpus.py         cards by name
+gpus.py         cards by name, from cards.csv
 scale.py        the command `scale`: peak against depth, volume and batch
 check.py        the command `check`: peaks against a committed baseline
 parallel.py     independent predictions, a core each

@@ -15,13 +15,15 @@ from ..records.files import write_rows
 from ..records.rows import Fit, setting_columns
 from ..report.grid import Cell, Grid, for_terminal
 from ..sizes import parse_size, show_cube, show_size
+from .alloc_conf import AllocConf, alloc_conf_text, parse_alloc_conf
 from .gpus import find_gpu
 from .parallel import in_processes
 from .peaks import NOT_MODELLED, open_folder
 from .prediction import Prediction, predict_method
 from .search import largest_that_fits
 
-EXPANDABLE = (
+EXPANDABLE = AllocConf(expandable_segments=True)
+STAR = (
     "* With PYTORCH_ALLOC_CONF=expandable_segments:True; in its default setting the allocator "
     "would run out of memory on the fragments."
 )
@@ -36,16 +38,21 @@ class Question:
     """Bytes that the caching allocator may hold."""
     margin: int = 0
     """Bytes of the card beside them, kept free."""
+    alloc_conf: str = ""
+    """PYTORCH_ALLOC_CONF; "": what fits by default, and what with expandable segments."""
 
 
 def run_fit(command: FitCommand, console: Console) -> int:
     """Exit status 0, or 1 if no method fits; UserError before anything is predicted."""
-    memory, margin = _memory(command), parse_size(command.margin, "--margin")
-    limit = memory - margin
+    memory, usable = _memory(command)
+    limit = usable - parse_size(command.margin, "--margin")
+    margin = memory - limit
     if limit <= 0:
         raise UserError(f"--margin {command.margin}: leaves nothing of {show_size(memory)}")
+    conf = alloc_conf_text(command.alloc_conf)
+    parse_alloc_conf(conf)
     questions = [
-        Question(method.name, command.preset, command.overrides, limit, margin)
+        Question(method.name, command.preset, command.overrides, limit, margin, conf)
         for method in find_methods(command.models)
     ]
     for question in questions:  # whatever is wrong with it is said before the long part
@@ -62,7 +69,7 @@ def run_fit(command: FitCommand, console: Console) -> int:
         console,
         f"A margin of {command.margin} is kept for what is not modelled: {NOT_MODELLED}. "
         "Change it with --margin. Needs are what PyTorch's allocator gives out at the peak. "
-        f"{EXPANDABLE}",
+        + (f"The allocator is set to {conf}." if conf else STAR),
     )
     say(console, f"  {path}")
     return 0 if any(fit.batch_size for fit in fits) else 1
@@ -71,11 +78,12 @@ def run_fit(command: FitCommand, console: Console) -> int:
 def answer(question: Question) -> Fit:
     """Search over predictions, each of which is exact.
 
-    It fits if what the allocator gives out, rounded as it rounds, is within the limit.
+    It fits if the allocator, played with so many bytes, gets through two steps.
     """
     method = METHODS[question.method]
     preset, overrides = question.preset, question.overrides
     work = method.workload(preset, overrides)
+    conf = parse_alloc_conf(question.alloc_conf) if question.alloc_conf else EXPANDABLE
 
     @cache
     def predicted(work: Workload) -> Prediction:
@@ -83,6 +91,16 @@ def answer(question: Question) -> Fit:
 
     def needs(work: Workload) -> int:
         return predicted(work).cuda_pool.peak_allocated
+
+    def limit_that_it_needs(work: Workload) -> int:
+        """More than the limit where the allocator does not get by, be it for its fragments."""
+        needed = needs(work)
+        if needed > question.limit or predicted(work).fits_cuda(question.limit, conf):
+            return needed
+        return question.limit + 1
+
+    def fits_by_default(work: Workload) -> bool:
+        return predicted(work).fits_cuda(question.limit)
 
     def batch_of(size: int) -> Workload:
         return replace(work, batch_size=size)
@@ -95,12 +113,12 @@ def answer(question: Question) -> Fit:
 
     def cube_needs(count: int) -> int:
         try:
-            return needs(cube_of(count))
+            return limit_that_it_needs(cube_of(count))
         except ValueError:  # a norm over a single voxel, say: the cube is too small, not too large
             return 0
 
     batch = largest_that_fits(
-        lambda size: needs(batch_of(size)), question.limit, start=work.batch_size
+        lambda size: limit_that_it_needs(batch_of(size)), question.limit, start=work.batch_size
     )
     count = largest_that_fits(
         cube_needs,
@@ -122,12 +140,13 @@ def answer(question: Question) -> Fit:
         method=question.method,
         preset=preset,
         preset_changes=changes,
+        alloc_conf=question.alloc_conf or None,
         batch_needs=needs(batch_work),
-        batch_fits_by_default=predicted(batch_work).fits_cuda(question.limit),
+        batch_fits_by_default=fits_by_default(batch_work),
         largest_volume=count * multiple,
         largest_patch=cube_work.patch if count else 0,
         volume_needs=needs(cube_work),
-        volume_fits_by_default=predicted(cube_work).fits_cuda(question.limit),
+        volume_fits_by_default=fits_by_default(cube_work),
     )
 
 
@@ -160,13 +179,16 @@ def what_fits_instead(fits: list[Fit]) -> list[str]:
     return lines
 
 
-def _memory(command: FitCommand) -> int:
+def _memory(command: FitCommand) -> tuple[int, int]:
+    """Bytes of the card, and how many of them CUDA gives to programs."""
     if (command.memory is None) == (command.gpu is None):
         raise UserError("--memory 24GiB or --gpu a5000: give one of the two")
     if command.gpu is not None:
-        return find_gpu(command.gpu).memory_bytes
+        gpu = find_gpu(command.gpu)
+        return gpu.memory_bytes, gpu.usable_bytes
     assert command.memory is not None
-    return parse_size(command.memory, "--memory")
+    memory = parse_size(command.memory, "--memory")
+    return memory, memory
 
 
 def _grid(fits: list[Fit], memory: int, margin: int) -> Grid:

@@ -20,6 +20,7 @@ from ..records.files import read_table, write_json, write_rows
 from ..records.rows import Instant, Record, setting_columns
 from ..report.grid import Cell, Grid, for_terminal
 from ..sizes import GIB, show_cube
+from .alloc_conf import alloc_conf_text, parse_alloc_conf
 from .prediction import Prediction, predict_method
 
 Row = tuple[Method, Workload, Prediction]
@@ -44,6 +45,8 @@ def run_predict(command: PredictCommand, console: Console) -> int:
         (method, method.workload(command.preset, command.overrides))
         for method in find_methods(command.models)
     ]
+    conf = alloc_conf_text(command.alloc_conf)
+    parse_alloc_conf(conf)
     open_folder(command.out)
     rows = []
     with without_collector():  # which would look through all that was imported on the way
@@ -52,7 +55,8 @@ def run_predict(command: PredictCommand, console: Console) -> int:
                 rows.append((method, work, predict_method(method, work)))
         gc.freeze()
     path = command.out / "runs.csv"
-    write_rows(path, Record, [record(row, command) for row in rows])
+    records = [record(row, command) for row in rows]
+    write_rows(path, Record, records)
     written = [path]
     if command.timeline:
         from ..report.timeline import draw_timelines
@@ -63,10 +67,13 @@ def run_predict(command: PredictCommand, console: Console) -> int:
         written += picture.save(command.out)
 
     cuda = command.device == "cuda"
-    console.print(for_terminal(_grid(rows, cuda)))
+    reserved = [row.peak_reserved_bytes or 0 for row in records] if cuda else []
+    console.print(for_terminal(_grid(rows, reserved)))
     for method, _, prediction in rows:
         say(console, f"{method.name}: peak in the {prediction.peak}.")
     say(console, NOT_IN_THE_NUMBER if cuda else NOT_ON_CPU)
+    if cuda and conf:
+        say(console, f"The allocator of the pool is set to {conf}.")
     for path in written:
         say(console, f"  {path}")
     return 0
@@ -87,8 +94,10 @@ def record(row: Row, command: PredictCommand) -> Record:
     )
     found.take(prediction.columns())
     if command.device == "cuda":
-        found.peak_allocated_bytes = prediction.cuda_pool.peak_allocated
-        found.peak_reserved_bytes = prediction.cuda_pool.reserved
+        conf = alloc_conf_text(command.alloc_conf)
+        pool = prediction.cuda_pool_with(parse_alloc_conf(conf))
+        found.peak_allocated_bytes, found.peak_reserved_bytes = pool.peak_allocated, pool.reserved
+        found.alloc_conf = conf or None
     return found
 
 
@@ -108,7 +117,7 @@ def open_folder(path: Path) -> None:
         raise UserError(f"--out {path}: cannot be written ({error.strerror})") from None
 
 
-def _grid(rows: Sequence[Row], cuda: bool) -> Grid:
+def _grid(rows: Sequence[Row], reserved: Sequence[int]) -> Grid:
     works = [work for _, work, _ in rows]
     predictions = [prediction for _, _, prediction in rows]
 
@@ -121,7 +130,7 @@ def _grid(rows: Sequence[Row], cuda: bool) -> Grid:
         "Parameters (M)": [f"{p.parameters / 1e6:.1f}" for p in predictions],
         "Peak memory": gib(p.peak_memory_bytes for p in predictions),
         **{f"– {part}": gib(p.parts[part] for p in predictions) for part in predictions[0].parts},
-        **({"CUDA pool": gib(p.cuda_pool.reserved for p in predictions)} if cuda else {}),
+        **({"CUDA pool": gib(iter(reserved))} if reserved else {}),
         "GFLOP, forward (fvcore)": [f"{(p.flops_forward or 0) / 1e9:,.1f}" for p in predictions],
         "GFLOP, whole step": [f"{p.flops_step / 1e9:,.1f}" for p in predictions],
     }

@@ -264,6 +264,8 @@ class Record(
     """The card whose energy and temperature were read, where it was named (--card)."""
     sample_hz: float | None = None
     """How often sensors were to be read."""
+    alloc_conf: str | None = None
+    """PYTORCH_ALLOC_CONF of the predicted pool; None: PyTorch's defaults, or not predicted."""
     idle_power_w: float | None = None
     """Of the device before the first trial, from the same source as the energy."""
     energy_above_idle_j: float | None = None
@@ -452,6 +454,8 @@ class Fit(Work):
     """Bytes given out at a time at most, at `batch_size`, or at 1 if even that does not fit."""
     batch_fits_by_default: bool | None = None
     """Whether the allocator gets by in its default setting, in which memory fragments."""
+    alloc_conf: str | None = None
+    """PYTORCH_ALLOC_CONF that all of it was to fit with; None: with expandable segments."""
     largest_volume: int
     """Side of the largest cube at batch 1; 0: not even the smallest."""
     largest_patch: int | None = None

@@ -8,11 +8,11 @@ from bench.commands import FitCommand
 from bench.errors import UserError
 from bench.methods import METHODS
 from bench.predict import predict_method
+from bench.predict.alloc_conf import AllocConf
 from bench.predict.fit import Question, answer, run_fit, what_fits_instead
-from bench.predict.gpus import GPUS, find_gpu
 from bench.predict.search import largest_that_fits
 from bench.presets import Overrides
-from bench.sizes import GIB, parse_size, show_size
+from bench.sizes import parse_size, show_size
 
 pytestmark = pytest.mark.slow
 
@@ -20,9 +20,16 @@ NARROW = Overrides(channels=(16, 32))
 """Two levels: a prediction takes a fraction of a second."""
 
 
-def needs(method, **overrides):
+EXPANDABLE = AllocConf(expandable_segments=True)
+
+
+def predicted(method, **overrides):
     work = METHODS[method].workload("small", replace(NARROW, **overrides))
-    return predict_method(METHODS[method], work).cuda_pool.peak_allocated
+    return predict_method(METHODS[method], work)
+
+
+def needs(method, **overrides):
+    return predicted(method, **overrides).cuda_pool.peak_allocated
 
 
 @pytest.mark.parametrize("method", ["idm", "patchddm"])
@@ -32,14 +39,34 @@ def test_the_answer_fits_and_one_more_does_not(method):
 
     assert fit.batch_size > 1
     assert needs(method, batch_size=fit.batch_size) == fit.batch_needs <= limit
-    assert needs(method, batch_size=fit.batch_size + 1) > limit
+    assert predicted(method, batch_size=fit.batch_size).fits_cuda(limit, EXPANDABLE)
+    assert not predicted(method, batch_size=fit.batch_size + 1).fits_cuda(limit, EXPANDABLE)
     step = {"idm": 2, "patchddm": 4}[method]  # patches are half of a volume
     assert fit.largest_volume % step == 0
     part = {"idm": 1, "patchddm": 2}[method]
     assert (fit.patch * part, fit.largest_patch * part) == (fit.volume, fit.largest_volume)
     side = {"volume": fit.largest_volume, "batch_size": 1}
     assert needs(method, **side) == fit.volume_needs <= limit
-    assert needs(method, **side | {"volume": fit.largest_volume + step}) > limit
+    assert predicted(method, **side).fits_cuda(limit, EXPANDABLE)
+    larger = side | {"volume": fit.largest_volume + step}
+    assert not predicted(method, **larger).fits_cuda(limit, EXPANDABLE)
+
+
+def test_what_fits_is_what_the_allocator_gets_through():
+    """And the star is for what it gets through with expandable segments alone."""
+    limit = 100 * 2**20
+    expandable = answer(Question("idm", "small", NARROW, limit))
+    by_default = answer(Question("idm", "small", NARROW, limit, 0, "expandable_segments:False"))
+
+    def fits(batch, conf):
+        return predicted("idm", batch_size=batch).fits_cuda(limit, conf)
+
+    for fit, conf in ((expandable, EXPANDABLE), (by_default, None)):
+        assert fits(fit.batch_size, conf)
+        assert not fits(fit.batch_size + 1, conf)
+    assert by_default.batch_size <= expandable.batch_size
+    assert by_default.batch_fits_by_default
+    assert expandable.batch_fits_by_default == fits(expandable.batch_size, None)
 
 
 def test_what_does_not_fit_says_what_it_needs_and_what_would():
@@ -91,14 +118,6 @@ def test_what_is_no_size_is_refused(text):
         parse_size(text, "--memory")
 
 
-def test_cards_by_name():
-    for name in ("a5000", "rtx4090", "v100-32gb", "a100-80gb", "h100"):
-        assert GPUS[name].source.startswith("https://www.nvidia.com/")
-    assert find_gpu("V100-32GB").memory_bytes == 32 * GIB
-    with pytest.raises(UserError, match="known are"):
-        find_gpu("abacus")
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -106,6 +125,8 @@ def test_cards_by_name():
         ({"memory": "24GiB", "gpu": "a5000"}, "give one of the two"),
         ({"memory": "1GiB", "margin": "1GiB"}, "leaves nothing"),
         ({"memory": "24GiB", "models": ("abacus",)}, "unknown method"),
+        ({"gpu": "a100"}, "did you mean a100-40gb"),
+        ({"gpu": "h100", "alloc_conf": "expand:True"}, "'expand' is not modelled"),
     ],
 )
 def test_mistakes_are_said_before_the_long_part(change, message):
