@@ -106,10 +106,12 @@ class MemoryProbe(TorchDispatchMode):
             for parameter in self.network.parameters()
             if parameter.requires_grad
         ]
+        self._watch_resizing()
         self.__enter__()
 
     def stop(self) -> Peak:
         self.__exit__(None, None, None)
+        torch.UntypedStorage.resize_ = self._resize  # type: ignore[method-assign]
         for hook in self._hooks:
             hook.remove()
         for gradient in _gradients(self.network):
@@ -190,13 +192,31 @@ class MemoryProbe(TorchDispatchMode):
                 continue
             entry = Storage(storage.nbytes(), part, operator, self.layer)
             self._live[key] = entry
-            self.changes.append(Change(entry, entry.nbytes, len(self.operators)))
+            self._record(entry, entry.nbytes)
             self._finalizers.append(weakref.finalize(storage, self._release, key))
+
+    def _watch_resizing(self) -> None:
+        """A storage is emptied and filled again by FSDP and by MemCNN; no operator tells of it."""
+        self._resize, probe = torch.UntypedStorage.resize_, self
+
+        def resize_(storage: torch.UntypedStorage, size: int) -> Any:
+            result = probe._resize(storage, size)
+            entry = probe._live.get(id(storage))
+            if entry is not None and entry.nbytes != size:
+                probe._record(entry, -entry.nbytes)
+                probe._record(entry, size)
+                entry.nbytes = size
+            return result
+
+        torch.UntypedStorage.resize_ = resize_  # type: ignore[method-assign]
 
     def _release(self, key: int) -> None:
         entry = self._live.pop(key, None)
         if entry is not None:
-            self.changes.append(Change(entry, -entry.nbytes, len(self.operators)))
+            self._record(entry, -entry.nbytes)
+
+    def _record(self, entry: Storage, nbytes: int) -> None:
+        self.changes.append(Change(entry, nbytes, len(self.operators)))
 
     def _mark_gradient(self, gradient: Tensor | None) -> None:
         if gradient is not None:  # or a parameter got it within the backward pass of a layer

@@ -1,10 +1,12 @@
 """The step probes: exact, in agreement with the allocator, and blind to each other."""
 
 import itertools
+from contextlib import nullcontext
 
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from bench.probes.cost import StepProbe
 from bench.probes.flops import forward_flops
@@ -119,6 +121,28 @@ def test_gradients_freed_in_the_backward_pass_are_gradients_all_the_same():
     made = {id(c.storage): c.storage for c in probe.changes if c.storage.part is Part.GRADIENT}
     assert [storage.nbytes for storage in made.values()] == 4 * [gradient]
     assert max(parts[Part.GRADIENT] for _, parts in probe.timeline()) <= 2 * gradient
+
+
+@pytest.mark.parametrize("fake", [False, True])
+def test_storages_that_are_emptied_and_filled_again(fake):
+    """As FSDP and MemCNN do it, without an operator."""
+    inherited = torch.UntypedStorage.resize_
+    network = nn.Linear(1, 1)
+    probe = MemoryProbe(network, torch.optim.SGD(network.parameters()), "cpu")
+    with FakeTensorMode() if fake else nullcontext():
+        probe.start()
+        tensor = torch.zeros(1024)
+        tensor.untyped_storage().resize_(0)
+        between = probe.live_bytes()
+        tensor.untyped_storage().resize_(4096)
+        torch.ones(512)
+        del tensor
+        peak = probe.stop()
+    assert between == 8  # the weights
+    assert peak.peak_memory_bytes == 8 + 4096 + 2048
+    changes = [change.nbytes for change in probe.changes if change.storage.operator]
+    assert changes == [4096, -4096, 0, 0, 4096, 2048, -2048, -4096]
+    assert torch.UntypedStorage.resize_ is inherited
 
 
 def test_switching_any_probe_off_changes_no_other_probes_number():
