@@ -1,0 +1,29 @@
+"""What a published figure is predicted from: a network, a batch, and how it was used."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bench.predict import Prediction, predict
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Without an optimizer and a loss: a forward pass that stores nothing for a backward pass."""
+
+    network: nn.Module
+    batch: Any
+    """What the loss takes, or else the network's arguments."""
+    optimizer: torch.optim.Optimizer | None = None
+    loss: Callable[[nn.Module, Any], Tensor] | None = None
+
+    def predict(self) -> Prediction:
+        return predict(self.network, self.batch, self.optimizer, self.loss)
+
+
+def scaled(loss: Tensor) -> Tensor:
+    """As `torch.amp.GradScaler` scales it: the scalar counts, the scale does not."""
+    return loss * 2.0**16
