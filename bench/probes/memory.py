@@ -208,7 +208,7 @@ class MemoryProbe(TorchDispatchMode):
                 entry.nbytes = size
             return result
 
-        torch.UntypedStorage.resize_ = resize_  # type: ignore[method-assign]
+        torch.UntypedStorage.resize_ = resize_  # type: ignore[method-assign, assignment]
 
     def _release(self, key: int) -> None:
         entry = self._live.pop(key, None)
