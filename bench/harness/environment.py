@@ -14,7 +14,7 @@ import psutil
 import torch
 
 from ..probes.host import device_name, speed_setting
-from ..probes.nvml import driver_version
+from ..probes.nvml import driver_version, visible_cards
 from ..records.files import IN_A_WHEEL
 
 
@@ -64,13 +64,6 @@ def _as_typed(command: Sequence[str]) -> list[str]:
 
 
 def _hardware() -> dict[str, Any]:
-    cards = [
-        {
-            "name": torch.cuda.get_device_name(i),
-            "memory_bytes": torch.cuda.get_device_properties(i).total_memory,
-        }
-        for i in range(torch.cuda.device_count())
-    ]
     return {
         "machine": platform.machine(),
         "system": platform.platform(),
@@ -80,7 +73,7 @@ def _hardware() -> dict[str, Any]:
         "memory_bytes": psutil.virtual_memory().total,
         "cpu_max_mhz": _max_mhz(),
         **speed_setting(),
-        "gpus": cards,
+        "gpus": visible_cards(torch.cuda.device_count()),
         "gpu_driver": driver_version(),
         "cuda": torch.version.cuda,
     }

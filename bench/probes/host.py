@@ -84,6 +84,17 @@ def speed_changes(before: dict[str, str | None], after: dict[str, str | None]) -
     return lines
 
 
+def is_ours(pid: int) -> bool:
+    """Whether a process is this one, started it, was started by it, or is of its process group."""
+    try:
+        this, other = psutil.Process(), psutil.Process(pid)
+        if this == other or other in this.parents() or this in other.parents():
+            return True
+        return hasattr(os, "getpgid") and os.getpgid(pid) == os.getpgrp()
+    except (psutil.Error, OSError):
+        return False  # it has ended, or is of another container
+
+
 class OtherLoad:
     """Share of all cores that went to anything but one process, since this was made.
 

@@ -11,13 +11,14 @@ CPU needs none. What such a module lacks is a reading that is not there.
 import os
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from ..errors import last_line
 from ..records.rows import CardState, Reading
 from . import Span
+from .host import is_ours
 
 T = TypeVar("T")
 
@@ -54,6 +55,23 @@ def driver_version() -> str | None:
         return _text(nvml.nvmlSystemGetDriverVersion())
     except (nvml.NVMLError, AttributeError):
         return None
+
+
+def visible_cards(count: int) -> list[dict[str, Any]]:
+    """Name and memory of the cards that PyTorch calls `cuda:0` to `cuda:count - 1`.
+
+    PyTorch, too, could tell them, but may take a context on a card to do so: some hundred MiB and
+    tens of watts, for as long as the process lives. None: NVML does not tell.
+    """
+    cards: list[dict[str, Any]] = []
+    for index in range(count):
+        try:
+            card = Card.open(index)
+        except CardUnavailable:
+            cards.append({"name": None, "memory_bytes": None})
+        else:
+            cards.append({"name": card.name(), "memory_bytes": card.memory_bytes()})
+    return cards
 
 
 def _library() -> Any:
@@ -131,6 +149,11 @@ class Card:
         name = self._read("name", lambda nvml, card: nvml.nvmlDeviceGetName(card))
         return None if name is None else _text(name)
 
+    def memory_bytes(self) -> int | None:
+        """All memory of the board; CUDA gives out a little less."""
+        info = self._read("memory", lambda nvml, card: nvml.nvmlDeviceGetMemoryInfo(card))
+        return None if info is None else info.total
+
     def energy_j(self) -> float | None:
         """Energy since the driver was loaded, in joules (counter of 1 mJ; Volta and later)."""
         return _scaled(
@@ -168,15 +191,17 @@ class Card:
         bits = self._read("throttle reasons", _throttle_bits)
         return [name for name, bit in _THROTTLE_REASONS.items() if bits is not None and bits & bit]
 
-    def processes(self) -> set[int]:
-        """Ids of the processes that compute on the card, as the driver knows them.
+    def processes(self, known: Collection[int] = ()) -> set[int]:
+        """Ids of the processes that compute on the card, but for ours and those that are `known`.
 
-        Inside a container those are often not the ids that the container knows.
+        They are the driver's. Inside a container those are often not the ids that the container
+        knows, and ours cannot be told from others.
         """
         running = self._read(
             "processes", lambda nvml, card: nvml.nvmlDeviceGetComputeRunningProcesses(card)
         )
-        return {process.pid for process in running or []}
+        ids = {process.pid for process in running or []}.difference(known)
+        return {pid for pid in ids if not is_ours(pid)}
 
     def _read(self, what: str, function: Callable[[Any, Any], T]) -> T | None:
         if what in self._unsupported:
@@ -220,13 +245,14 @@ class CardProbe:
 
     def start(self) -> None:
         self._looks: list[_Look] = []
-        # Ours are on the card by now. Whoever was there before the trial, the parent has seen.
+        # Ours are on the card by now, under whatever id. Whoever was there before the trial, the
+        # parent has seen.
         self._expected = self.card.processes()
 
     def sample(self) -> Reading:
         now, card = self.clock(), self.card
         self._looks.append(
-            _Look(now, card.throttle_reasons(), card.processes() - self._expected, card.clock_mhz())
+            _Look(now, card.throttle_reasons(), card.processes(self._expected), card.clock_mhz())
         )
         return Reading(utilization_percent=card.utilization_percent())
 

@@ -16,6 +16,7 @@ from ..records.rows import Energy, Measurement, Record
 NEAR_C = 2.0
 """Trials start within so many degrees Celsius of the first one's start."""
 _LOOK_EVERY_S = 0.1
+_LEAVES_IN_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -98,10 +99,17 @@ class EqualConditions:
     def other_load(self) -> list[str]:
         """Other load of the machine right now, with no trial running."""
         contention = swap_in_use()
-        if self.card is not None and (others := self.card.processes()):
+        if self.card is not None and (others := self._others_on(self.card)):
             names = ", ".join(map(str, sorted(others)))
             contention.append(f"another process on the card: {names}")
         return contention
+
+    def _others_on(self, card: Card) -> set[int]:
+        """Processes on the card that stay: the trial before may be in the driver's list yet."""
+        give_up = self.clock() + _LEAVES_IN_S
+        while (others := card.processes()) and self.clock() < give_up:
+            self.sleep(_LOOK_EVERY_S)
+        return others
 
     def judge(self, record: Record) -> None:
         """Add the energy above idle; with --strict, other load makes a trial `failed`."""

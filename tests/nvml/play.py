@@ -6,13 +6,17 @@ and nobody waits.
 
 import ctypes
 import os
+import subprocess
 from dataclasses import asdict
 from pathlib import Path
 from time import monotonic, perf_counter, sleep
 from typing import Any
+from unittest.mock import patch
 
 import pynvml
 
+from bench.harness.environment import describe_environment
+from bench.harness.planning import choose_device, default_preset
 from bench.probes import Span
 from bench.probes.energy import EnergyProbe, NvmlMeter
 from bench.probes.nvml import Card, CardProbe, CardUnavailable
@@ -113,6 +117,33 @@ def which(script: str, index: int = 0, visible: str | None = None) -> tuple[str 
     except CardUnavailable as why:
         return None, [str(why)]
     return pynvml.nvmlDeviceGetUUID(card._handle), card.warnings
+
+
+def hardware(script: str, cards: int) -> list[dict[str, Any]]:
+    """The cards in environment.json, where PyTorch sees so many and must not be asked for more."""
+    import torch
+
+    def context() -> None:
+        raise AssertionError("the benchmark's own process takes a context on the card")
+
+    Path(os.environ["NVML_SCRIPT"]).write_text(script)
+    sees = {"is_available": lambda: True, "device_count": lambda: cards, "_lazy_init": context}
+    with patch.multiple(torch.cuda, **sees):
+        assert default_preset(choose_device("auto")) == "paper"
+        return describe_environment(["run_bench.py"], [])["hardware"]["gpus"]
+
+
+def processes(script: str) -> set[int]:
+    """Those on the first card that are not ours; OWN, PARENT, CHILD in the script are."""
+    child = subprocess.Popen(["sleep", "60"], start_new_session=True)  # as a trial is started
+    try:
+        ids = {"OWN": os.getpid(), "PARENT": os.getppid(), "CHILD": child.pid}
+        for word, pid in ids.items():
+            script = script.replace(word, str(pid))
+        return open_card(script).processes()
+    finally:
+        child.kill()
+        child.wait()
 
 
 def without_driver() -> list[str]:

@@ -14,6 +14,7 @@
  *   counter TICK BITS START         moves every TICK seconds, wraps at 2^BITS mJ, starts at START J
  *   utilization PERCENT
  *   clock MHZ
+ *   memory BYTES
  *   mig UUID                        an instance of this card
  *   fail FUNCTION CODE FROM UNTIL   the function, or `all`, returns CODE in that time
  *   throttle BITS FROM UNTIL
@@ -41,6 +42,7 @@ typedef struct {
     double a, b, seconds, warmth, warming, tick, bits, start, reset, delay, unit, flaps[FLAPS];
     int has_power, has_temperature, has_counter;
     unsigned utilization, clock, n_flaps, readings;
+    unsigned long long memory;
     rule rules[RULES];
     int n_rules;
 } card;
@@ -135,6 +137,7 @@ static void read_line(const char *line) {
     sscanf(line, "unit %lf", &c->unit);
     sscanf(line, "utilization %u", &c->utilization);
     sscanf(line, "clock %u", &c->clock);
+    sscanf(line, "memory %llu", &c->memory);
     sscanf(line, "mig %95s", c->mig);
     sscanf(line, "reset %lf", &c->reset);
     sscanf(line, "lost %199s", c->lost);
@@ -210,6 +213,13 @@ int nvmlDeviceGetName(card *c, char *text, unsigned length) {
     return SUCCESS;
 }
 
+int nvmlDeviceGetMemoryInfo(card *c, unsigned long long total_free_used[3]) {
+    REFUSE(c);
+    total_free_used[0] = total_free_used[1] = c->memory;
+    total_free_used[2] = 0;
+    return SUCCESS;
+}
+
 int nvmlDeviceGetPowerUsage(card *c, unsigned *milliwatts) {
     REFUSE(c);
     if (!c->has_power) return NOT_SUPPORTED;
@@ -261,12 +271,15 @@ int nvmlDeviceGetCurrentClocksEventReasons(card *c, unsigned long long *bits) {
 typedef struct { unsigned pid; unsigned long long memory; unsigned instance, compute; } process;
 
 int nvmlDeviceGetComputeRunningProcesses_v3(card *c, unsigned *count, process *list) {
-    unsigned pid, room = *count;
+    unsigned room = *count;
+    double t = now();
     REFUSE(c);
-    pid = (unsigned)holds(c, "process");
-    *count = pid ? 1 : 0;
-    if (!pid) return SUCCESS;
-    if (!list || !room) return INSUFFICIENT_SIZE;
-    list[0] = (process){.pid = pid};
-    return SUCCESS;
+    *count = 0;
+    for (int i = 0; i < c->n_rules; i++) {
+        const rule *r = &c->rules[i];
+        if (strcmp(r->function, "process") || t < r->from || t >= r->until) continue;
+        if (list && *count < room) list[*count] = (process){.pid = (unsigned)r->value};
+        ++*count;
+    }
+    return *count > room ? INSUFFICIENT_SIZE : SUCCESS;
 }

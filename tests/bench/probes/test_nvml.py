@@ -4,6 +4,7 @@ The script's energy is integrated here once more, in Python, apart from the stan
 """
 
 import multiprocessing
+import subprocess
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -292,6 +293,26 @@ def test_an_idle_card_is_not_throttled(play):
 def test_a_process_that_comes_to_the_card_is_found(play):
     got = play(player.window, script(CONSTANT.line, "process 4711 5 10"), 0.0, 20.0)
     assert got["contention"] == ["another process came to the card: 4711"]
+
+
+def test_our_own_processes_are_not_company(play):
+    lines = ["process OWN 0 1e9", "process PARENT 0 1e9", "process CHILD 0 1e9"]
+    assert play(player.processes, script(*lines)) == set()
+    stranger = subprocess.Popen(["sleep", "60"], start_new_session=True)
+    try:
+        others = play(player.processes, script(*lines, f"process {stranger.pid} 0 1e9"))
+        assert others == {stranger.pid}
+    finally:
+        stranger.kill()
+        stranger.wait()
+
+
+def test_cards_are_named_without_a_context_of_our_own(play):
+    """The second card that PyTorch sees is not there for NVML."""
+    assert play(player.hardware, script("memory 85520809984"), 2) == [
+        {"name": "Scripted Card", "memory_bytes": 85520809984},
+        {"name": None, "memory_bytes": None},
+    ]
 
 
 # ---- the right card ------------------------------------------------------------------------------

@@ -99,6 +99,26 @@ def test_strict_marks_a_trial_that_shared_the_machine(strict):
     assert record.error == ("--strict: swap in use: 1.00 GiB" if strict else None)
 
 
+class Listed:
+    """A card whose list of processes names a stranger until `gone`."""
+
+    def __init__(self, device: CoolingDevice, gone: float) -> None:
+        self.device, self.gone = device, gone
+
+    def processes(self) -> set[int]:
+        return {4711} if self.device.now < self.gone else set()
+
+
+@pytest.mark.parametrize("gone", [0.0, 0.5, 60.0])
+def test_a_trial_that_has_just_ended_may_be_listed_for_a_moment(gone):
+    device = CoolingDevice(40.0, rate=0.0)
+    conditions = device.conditions(0)
+    conditions.card = Listed(device, gone)
+    found = [line for line in conditions.other_load() if "card" in line]
+    assert found == (["another process on the card: 4711"] if gone > 10 else [])
+    assert device.now == pytest.approx(min(gone, 2.0), abs=0.15)
+
+
 def test_swap_in_use():
     assert swap_in_use(SWAP_BYTES) == []
     assert swap_in_use(3 * 2**29) == ["swap in use: 1.50 GiB"]
