@@ -16,9 +16,13 @@ class UserError(Exception):
 
 
 def last_line(error: BaseException) -> str:
-    """An exception as the last line of its traceback would show it."""
+    """An exception as the last line of its traceback would show it.
+
+    Of CUDA's errors it is the first line of the message: the last is advice on debugging.
+    """
     text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[-1].strip() if text else ''}"
+    which = 0 if text and text[0].startswith("CUDA error") else -1
+    return f"{type(error).__name__}: {text[which].strip() if text else ''}"
 
 
 def typed(*command: object) -> str:

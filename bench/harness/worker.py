@@ -42,6 +42,14 @@ Plan = TypeVar("Plan")
 
 PACKAGE = (__package__ or "").partition(".")[0]
 """`bench` in a checkout, `idm_bench` where it is installed."""
+# Of errors that are no OutOfMemoryError: of the CPU's allocator and of C++; of CUDA's runtime (an
+# AcceleratorError since torch 2.8), of cuDNN 8 and 9, of cuBLAS, cuSOLVER and cuFFT.
+_OUT_OF_MEMORY = (
+    "can't allocate memory", "bad_alloc", "CUDA error: out of memory", "CUDNN_STATUS_ALLOC_FAILED",
+    "DEVICE_ALLOCATION_FAILED", "HOST_ALLOCATION_FAILED", "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUSOLVER_STATUS_ALLOC_FAILED", "CUFFT_ALLOC_FAILED",
+)  # fmt: skip
+_NO_ENGINE = "unable to find an engine"
 _POLL_S = 0.25  # how soon an interrupt or a time-out is noticed
 _START_S = 180.0  # how long an interpreter may take to load PyTorch from a cold disk
 
@@ -343,10 +351,14 @@ def is_out_of_memory(error: BaseException) -> bool:
 
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
-        isinstance(error, RuntimeError)
-        and any(text in str(error) for text in ("can't allocate memory", "bad_alloc"))
-    )
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    text = str(error)
+    if not isinstance(error, RuntimeError):
+        return False
+    # cuDNN's search leaves out each engine whose workspace is refused, and then has found none.
+    refused = _NO_ENGINE in text and torch.cuda.memory_stats().get("num_ooms", 0) > 0
+    return refused or any(words in text for words in _OUT_OF_MEMORY)
 
 
 def _oom_kills() -> int:

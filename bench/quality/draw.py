@@ -15,6 +15,7 @@ from ..ddpm.samplers import choose_start, generate, name_sampler
 from ..errors import UserError
 from ..harness import planning
 from ..harness.console import ConsoleDisplay, say
+from ..harness.worker import is_out_of_memory
 from ..methods import METHODS
 from ..records.files import write_rows
 from ..records.folder import QualityRun
@@ -136,7 +137,9 @@ def _draw(
                     progress, start,
                 ).cpu()
             )  # fmt: skip
-    except torch.OutOfMemoryError:
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
         raise UserError(
             f"--batch-size {command.batch_size}: more than {device} has memory for; take fewer"
         ) from None

@@ -4,8 +4,10 @@ import signal
 
 import psutil
 import pytest
+import torch
 
-from bench.harness.worker import MemoryWatch, Outcome
+from bench.errors import last_line
+from bench.harness.worker import MemoryWatch, Outcome, is_out_of_memory
 from bench.records.folder import Run
 from bench.records.rows import Record, Step
 from tests.bench.trials import FOREVER, Watcher, new_run, run_trials, tiny_plan, workers
@@ -72,3 +74,49 @@ def test_a_trial_that_was_killed_says_what_it_held_and_is_repeated(tmp_path):
     run.mend()
     assert run.records()["repeat"].tolist() == [2]
     assert run.steps().empty
+
+
+# As torch 2.11 words them on CUDA; the advice that follows the first is left in on purpose.
+FULL_CARD = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+    getattr(torch, "AcceleratorError", RuntimeError)(
+        "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported at some "
+        "other API call.\nCompile with `TORCH_USE_CUDA_DSA` to enable device-side assertions.\n"
+    ),
+    RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+    RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    RuntimeError("cusolver error: CUSOLVER_STATUS_ALLOC_FAILED, when calling `cusolverDnCreate`"),
+    RuntimeError(
+        "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate"
+    ),
+    MemoryError(),
+    OSError(12, "Cannot allocate memory"),
+]
+OTHER_ERRORS = [
+    RuntimeError("CUDA error: an illegal memory access was encountered"),
+    RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`"),
+    RuntimeError("GET was unable to find an engine to execute this computation"),
+    ValueError("the text out of memory does not make an error one of memory"),
+    OSError(28, "No space left on device"),
+]
+
+
+@pytest.mark.parametrize("error", FULL_CARD, ids=str)
+def test_a_full_device_in_all_its_words(error):
+    assert is_out_of_memory(error)
+
+
+@pytest.mark.parametrize("error", OTHER_ERRORS, ids=str)
+def test_other_errors_are_no_lack_of_memory(error):
+    assert not is_out_of_memory(error)
+
+
+def test_no_engine_is_lack_of_memory_where_the_allocator_has_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "memory_stats", lambda: {"num_ooms": 3})
+    assert is_out_of_memory(RuntimeError("FIND was unable to find an engine to execute this"))
+
+
+def test_an_error_of_cuda_is_told_by_its_first_line():
+    assert last_line(FULL_CARD[1]).endswith("Error: CUDA error: out of memory")
