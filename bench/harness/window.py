@@ -51,8 +51,11 @@ class Window:
     ) -> Iterator[StepTime]:
         """Repeat `step` until the window is over, yielding each as it ends.
 
+        It begins when the device has finished what it was given before.
+
         Raises FloatingPointError at a loss that is not finite: what follows would not be training.
         """
+        synchronize(device)
         started = time.perf_counter()
         count = 0
         while True:
