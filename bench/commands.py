@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import tyro
 from annotated_types import Interval
 
+from .harness.backends import Backends
 from .presets import (
     Count,
     Decay,
@@ -42,6 +43,7 @@ class RunCommand:
     preset: Preset | None = None
     """The workload; None: paper with CUDA, small without."""
     overrides: Annotated[Overrides, tyro.conf.OmitArgPrefixes] = field(default_factory=Overrides)
+    backends: Annotated[Backends, tyro.conf.OmitArgPrefixes] = field(default_factory=Backends)
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     data: Literal["phantom", "brats", "synapse"] = "phantom"
@@ -213,6 +215,7 @@ class QualityCommand:
     overrides: Annotated[Overrides, tyro.conf.OmitArgPrefixes] = field(default_factory=Overrides)
     budget: str | None = None
     """Memory of a training step, such as 1GiB: each method gets the widest network that fits."""
+    backends: Annotated[Backends, tyro.conf.OmitArgPrefixes] = field(default_factory=Backends)
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     data: Literal["phantom", "brats", "synapse"] = "phantom"

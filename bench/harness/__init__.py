@@ -10,5 +10,6 @@ window.py       the fixed stretch of training, on the harness's clock
 console.py      what a person sees meanwhile
 output.py       output that no measurement depends on
 child.py        the first thing that a worker's process runs
+backends.py     how PyTorch computes on a card
 environment.py  machine, versions, commit
 """

@@ -16,6 +16,7 @@ import torch
 from ..probes.host import device_name, speed_setting
 from ..probes.nvml import driver_version, visible_cards
 from ..records.files import IN_A_WHEEL
+from .backends import variables
 
 
 def describe_environment(command: Sequence[str], plans: Sequence[Any]) -> dict[str, Any]:
@@ -76,6 +77,8 @@ def _hardware() -> dict[str, Any]:
         "gpus": visible_cards(torch.cuda.device_count()),
         "gpu_driver": driver_version(),
         "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+        "variables": variables(),
     }
 
 

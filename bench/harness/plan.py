@@ -1,11 +1,12 @@
 """What a trial and a training both need to know; it goes to their process as JSON."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ..ddpm.step import Training
 from ..presets import Workload
 from ..records.rows import setting_columns
+from .backends import Backends
 from .window import Window
 
 
@@ -27,6 +28,7 @@ class Plan:
     """Volumes that it has."""
     volumes: str
     """The prepared volumes, an .npy of shape (N, C, D, H, W)."""
+    backends: Backends = field(default_factory=Backends)
     country: str | None = None
     """ISO 3166-1 alpha-3 code of the grid for CO₂; None: the world's mean."""
 
@@ -48,6 +50,7 @@ class Plan:
             "data": self.data,
             "subjects": self.subjects,
             "device": self.device,
+            **self.backends.columns(self.device),
             "window_limit_s": self.window.seconds,
             "window_limit_steps": self.window.steps,
         }

@@ -75,6 +75,7 @@ def common_fields(
         "data": source.name,
         "subjects": len(source),
         "volumes": str(path),
+        "backends": command.backends,
         "country": command.country,
     }
 

@@ -43,6 +43,8 @@ def run_sample(command: SampleCommand, console: Console) -> int:
     device = planning.choose_device(command.device)
     run = QualityRun(command.run)
     original, plans = Trainings.read(run.folder, run.environment())
+    if device.type == "cuda":
+        plans[0].backends.apply()
     chosen = with_volumes(_choose(plans, run, command), original, run, console)
     sampler = name_sampler(command.sampler, command.sampler_steps)
     out = command.out or run.folder / f"drawn-{sampler}-seed{command.seed}"

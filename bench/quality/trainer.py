@@ -46,6 +46,8 @@ def run(
 ) -> None:
     """Carry out a plan, from its checkpoint if there is one. Raises what the training raises."""
     device = torch.device(plan.device)
+    if device.type == "cuda":
+        plan.backends.apply()
     events.found(device_name=device_name(device))
     events.stage("building the network")
     trainer = Trainer(plan, device, events)

@@ -81,6 +81,7 @@ class Trainings(Launcher[QualityCommand, TrainingPlan, QualityRun]):
         command = self.command
         window = planning.choose_window(command.minutes, command.steps, MINUTES)
         device = planning.choose_device(command.device)
+        command.backends.check(str(device))
         chosen = planning.choose_workloads(command.models, command.preset, command.overrides)
         limit = None if command.budget is None else parse_size(command.budget, "--budget")
         data = Data.ready(command, chosen, self.console)

@@ -61,6 +61,10 @@ class Setting(Work):
     """Volumes that there are."""
     device: str | None = None
     device_name: str | None = None
+    tf32: bool | None = None
+    cudnn_benchmark: bool | None = None
+    deterministic: bool | None = None
+    """How PyTorch computes on a card (`bench.harness.backends`); empty on a CPU."""
     learning_rate: float | None = None
     """At the start of the cosine annealing."""
     anneal_steps: int | None = None
@@ -265,7 +269,7 @@ class Record(
     sample_hz: float | None = None
     """How often sensors were to be read."""
     alloc_conf: str | None = None
-    """PYTORCH_ALLOC_CONF of the predicted pool; None: PyTorch's defaults, or not predicted."""
+    """PYTORCH_ALLOC_CONF of the pool on a card; None: PyTorch's defaults, or no card."""
     idle_power_w: float | None = None
     """Of the device before the first trial, from the same source as the energy."""
     energy_above_idle_j: float | None = None

@@ -58,6 +58,7 @@ class Benchmark(Launcher[RunCommand, TrialPlan, Run]):
         command = self.command
         window = planning.choose_window(command.minutes, command.steps, WINDOW_MINUTES)
         device = planning.choose_device(command.device)
+        command.backends.check(str(device))
         preset: Any = command.preset or planning.default_preset(device)
         chosen = planning.choose_workloads(command.models, preset, command.overrides)
         limit = _memory_limit(command.memory_limit)

@@ -18,6 +18,7 @@ from ..harness.process import limit_memory
 from ..harness.window import synchronize
 from ..harness.worker import Events, serve
 from ..methods import METHODS
+from ..predict.alloc_conf import alloc_conf_text
 from ..probes import Probe, SampledProbe, Span
 from ..probes.cost import StepProbe
 from ..probes.energy import EnergyProbe, open_meter
@@ -38,6 +39,9 @@ def run(plan: TrialPlan, events: Events, should_stop: Any = lambda: False) -> No
     if plan.memory_limit is not None:
         limit_memory(plan.memory_limit)
     device = torch.device(plan.device)
+    if device.type == "cuda":
+        plan.backends.apply()
+        events.found(alloc_conf=alloc_conf_text(None) or None)
     events.found(device_name=device_name(device))
     events.stage("building the network")
     torch.manual_seed(plan.training.seed)

@@ -1,0 +1,55 @@
+"""How PyTorch computes on a card: the flags reach it, and the row; a CPU has no part in them."""
+
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+
+from bench.errors import UserError
+from bench.harness.backends import Backends
+from bench.harness.environment import describe_environment
+from tests.bench.trials import tiny_plan
+
+ASKED = """
+import torch
+from bench.harness.backends import Backends
+Backends({flags}).apply()
+print(torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32,
+      torch.backends.cudnn.benchmark, torch.are_deterministic_algorithms_enabled())
+"""
+
+
+@pytest.mark.parametrize(
+    ("flags", "found"),
+    [
+        ("", "False False False False"),
+        ("tf32=True", "True False False False"),
+        ("cudnn_benchmark=True, deterministic=True", "False False True True"),
+    ],
+)
+def test_pytorch_is_told(flags, found):
+    """In a process of its own, as in a trial; PyTorch's own default has TF32 convolutions."""
+    command = [sys.executable, "-c", ASKED.format(flags=flags)]
+    assert subprocess.run(command, capture_output=True, text=True).stdout.strip() == found
+
+
+def test_a_row_has_them_where_they_mean_something(tmp_path):
+    plan = tiny_plan(tmp_path, backends=Backends(tf32=True))
+    assert "tf32" not in plan.columns()
+    columns = replace(plan, device="cuda:1").columns()
+    assert (columns["tf32"], columns["cudnn_benchmark"], columns["deterministic"]) == (1, 0, 0)
+
+
+def test_a_flag_that_would_change_nothing_is_refused():
+    Backends().check("cpu")
+    Backends(tf32=True).check("cuda")
+    with pytest.raises(UserError, match="--cudnn-benchmark: a setting of CUDA"):
+        Backends(cudnn_benchmark=True).check("cpu")
+
+
+def test_the_environment_says_what_changes_a_step_on_a_card(monkeypatch):
+    monkeypatch.setenv("PYTORCH_ALLOC_CONF", "expandable_segments:True")
+    hardware = describe_environment(["run_bench.py"], [])["hardware"]
+    assert hardware["variables"]["PYTORCH_ALLOC_CONF"] == "expandable_segments:True"
+    assert "cudnn" in hardware
