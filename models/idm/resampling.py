@@ -18,11 +18,27 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.parametrizations import orthogonal
+from torch.nn.utils.parametrize import register_parametrization
 
 from .reversible import Frame, Rewound
 
 LARGEST_BLOCK = 64
+
+
+class Cayley(nn.Module):
+    """Square matrices to orthogonal ones: Q = (I − A/2)⁻¹ (I + A/2) of the skew A = L − Lᵀ.
+
+    L is the lower triangle. I − A/2 has an inverse whatever A is, so no error is looked for: that
+    would be to wait for the card in each of some twenty layers of a forward pass, as
+    `torch.nn.utils.parametrizations.orthogonal` does.
+    """
+
+    def forward(self, weight: Tensor) -> Tensor:
+        lower = weight.tril()
+        skew = lower - lower.mT
+        eye = torch.eye(weight.shape[-1], dtype=weight.dtype, device=weight.device)
+        minus, plus = eye.add(skew, alpha=-0.5), eye.add(skew, alpha=0.5)
+        return torch.linalg.solve_ex(minus, plus, check_errors=False).result
 
 
 class Rotations(nn.Module):
@@ -37,9 +53,8 @@ class Rotations(nn.Module):
         super().__init__()
         self.shape = (count, size)
         self.weight = nn.Parameter(torch.zeros(count, size, size))
-        # Without trivialization the map has no right inverse that torch could call, and so checks
-        # nothing when registered: networks can be built on fake tensors. Cayley(0) = I.
-        orthogonal(self, "weight", orthogonal_map="cayley", use_trivialization=False)
+        # Unchecked, so that networks can be built on fake tensors. Cayley(0) = I.
+        register_parametrization(self, "weight", Cayley(), unsafe=True)
 
     def forward(self) -> Tensor:
         parametrization: Any = self.parametrizations["weight"]  # type: ignore[index]

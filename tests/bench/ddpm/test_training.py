@@ -3,10 +3,12 @@
 import itertools
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench.data.batches import iterate_batches
 from bench.ddpm.step import Training, TrainingStep
@@ -137,3 +139,32 @@ def test_two_modalities_are_two_channels(method):
     assert torch.isfinite(step(torch.rand(1, 2, 16, 16, 16)))
     x_t, t, _, _ = step.noised(torch.rand(1, 2, 16, 16, 16))
     assert step.network(x_t, t).shape == x_t.shape == (1, 2, *x_t.shape[2:])
+
+
+WAITS = {
+    "aten._local_scalar_dense.default", "aten.nonzero.default", "aten._linalg_check_errors.default",
+    "aten.equal.default", "aten.masked_select.default", "aten.is_nonzero.default",
+}  # fmt: skip
+"""Operators whose result the processor has to know before it goes on."""
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_no_operator_of_a_step_waits_for_the_card(name):
+    """The orthogonal maps did, some twenty times in each forward pass of IDM."""
+    method = METHODS[name]
+    work = method.workload("small", Overrides(volume=16, batch_size=1, channels=(8, 16)))
+    torch.manual_seed(0)
+    step = TrainingStep(method.build(work), work)
+    step(torch.rand(1, 1, 16, 16, 16))
+
+    seen: set[str] = set()
+
+    class Names(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: Any = None):
+            seen.add(str(func))
+            return func(*args, **(kwargs or {}))
+
+    with Names():
+        step(torch.rand(1, 1, 16, 16, 16))
+    assert "aten.convolution.default" in seen
+    assert not seen & WAITS
