@@ -1,21 +1,41 @@
 """The order in which volumes are trained on, and the batches that follow from it."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from ..presets import Workload
 
+T = TypeVar("T")
+
 
 def iterate_batches(
-    volumes: np.ndarray, work: Workload, seed: int, device: torch.device
-) -> Iterator[Tensor]:
-    """Batches (B, C, D, H, W) float32 for ever: all volumes in a new random order each epoch."""
-    for chosen in iterate_order(len(volumes), work.batch_size, seed):
-        yield torch.from_numpy(np.stack([volumes[i] for i in chosen])).to(device)
+    volumes: np.ndarray,
+    work: Workload,
+    seed: int,
+    device: torch.device,
+    cut: Callable[[Tensor], Any] = lambda whole: whole,
+) -> Iterator[Any]:
+    """Batches (B, C, D, H, W) float32 for ever: all volumes in a new random order each epoch.
+
+    For a card the next batch is cut and pinned by another thread meanwhile, so that what a step
+    waits for is its way to the card.
+
+    Args:
+        cut: what of whole volumes, on the host, goes to the device: a tensor, or a tree of tensors.
+    """
+    host = (
+        pinned(cut(torch.from_numpy(np.stack([volumes[i] for i in chosen]))), device)
+        for chosen in iterate_order(len(volumes), work.batch_size, seed)
+    )
+    for batch in prefetched(host) if device.type == "cuda" else host:
+        yield moved(batch, device)
 
 
 def iterate_order(count: int, batch_size: int, seed: int) -> Iterator[list[int]]:
@@ -27,3 +47,25 @@ def iterate_order(count: int, batch_size: int, seed: int) -> Iterator[list[int]]
             queue += rng.sample(range(count), count)
         chosen, queue = queue[:batch_size], queue[batch_size:]
         yield chosen
+
+
+def pinned(batch: Any, device: torch.device) -> Any:
+    """Tensors in memory that a card can read without the processor; for a CPU as they are."""
+    if device.type != "cuda":
+        return batch
+    return tree_map(lambda tensor: tensor.pin_memory(), batch)
+
+
+def moved(batch: Any, device: torch.device) -> Any:
+    """On the device; from pinned memory, the processor goes on meanwhile."""
+    return tree_map(lambda tensor: tensor.to(device, non_blocking=True), batch)
+
+
+def prefetched(source: Iterator[T]) -> Iterator[T]:
+    """The same without an end; each is made by another thread while the one before it is used."""
+    with ThreadPoolExecutor(1, "batches") as thread:
+        ahead = thread.submit(next, source)
+        while True:
+            ready = ahead.result()
+            ahead = thread.submit(next, source)
+            yield ready

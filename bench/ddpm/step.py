@@ -19,6 +19,9 @@ from torch.nn import functional as F
 from ..presets import Count, Precision, Seed, Weight, Workload
 from .diffusion import Diffusion
 
+Batch = Tensor | tuple[Tensor, dict[str, Tensor]]
+"""Volumes (B, C, D, H, W), or patches of them and keywords of the forward pass."""
+
 
 @dataclass(frozen=True)
 class Training:
@@ -63,10 +66,13 @@ class TrainingStep:
             self.optimizer, T_max=self.training.anneal_steps
         )
 
-    def __call__(self, volumes: Tensor) -> Tensor:
-        """Train on volumes (B, C, D, H, W) in [0, 1]; returns the loss of eq. (8), a scalar."""
+    def __call__(self, batch: Batch) -> Tensor:
+        """Train on volumes (B, C, D, H, W) in [0, 1], or on what `cut` made of them.
+
+        Returns the loss of eq. (8), a scalar.
+        """
         self.optimizer.zero_grad(set_to_none=True)
-        x_t, t, eps, keywords = self.noised(volumes)
+        x_t, t, eps, keywords = self.noised(batch)
         with self._autocast():
             loss = self._loss(x_t, t, eps, keywords)
         # ‖W‖₂ is a sum over all weights: its gradient, W / ‖W‖₂, is added in closed form, which
@@ -82,11 +88,16 @@ class TrainingStep:
         self.schedule.step()
         return loss.detach() + self.training.lambda_l2 * weight_norm
 
-    def noised(self, volumes: Tensor) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
+    def cut(self, volumes: Tensor) -> Batch:
+        """What of whole volumes, on the host, the step trains on: it alone goes to the device."""
+        if self.patch >= volumes.shape[-1]:
+            return volumes
+        return self.network.crop(volumes, self.patch, self.rng)  # type: ignore[operator]
+
+    def noised(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
         """What the network is shown: x_t, t, the eps to be found, keywords of its forward pass."""
-        keywords: dict[str, Tensor] = {}
-        if self.patch < volumes.shape[-1]:
-            volumes, keywords = self.network.crop(volumes, self.patch, self.rng)  # type: ignore[operator]
+        cut = self.cut(batch) if isinstance(batch, Tensor) else batch
+        volumes, keywords = (cut, {}) if isinstance(cut, Tensor) else cut
         x_0 = self.diffusion.scale_in(volumes)
         t = torch.randint(self.diffusion.timesteps, (x_0.shape[0],), device=self.device)
         eps = torch.randn_like(x_0)

@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,6 +22,8 @@ class StepTime:
     """From the start of the window to the end of this step, in seconds."""
     step_time_s: float
     """Fetching the batch, and the step, until the device has finished, in seconds."""
+    batch_time_s: float
+    """Of it, until the batch is on the device."""
     loss: float
     """Eq. (8)."""
 
@@ -44,8 +47,8 @@ class Window:
 
     def train(
         self,
-        step: Callable[[Tensor], Tensor],
-        batches: Iterator[Tensor],
+        step: Callable[[Any], Tensor],
+        batches: Iterator[Any],
         device: torch.device,
         should_stop: Callable[[], bool] = lambda: False,
     ) -> Iterator[StepTime]:
@@ -60,11 +63,15 @@ class Window:
         count = 0
         while True:
             begin = time.perf_counter()
-            loss = step(next(batches))
+            batch = next(batches)
+            synchronize(device)
+            fetched = time.perf_counter()
+            loss = step(batch)
             synchronize(device)
             end = time.perf_counter()
+            del batch  # or it would be there beside the next one
             count += 1
-            done = StepTime(count, end - started, end - begin, loss.item())
+            done = StepTime(count, end - started, end - begin, fetched - begin, loss.item())
             yield done
             if not math.isfinite(done.loss):
                 raise FloatingPointError(f"the loss of step {count} is {done.loss}")

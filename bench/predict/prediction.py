@@ -175,11 +175,11 @@ def predict_method(
         step = TrainingStep(network, work, training)
         make_state(step.optimizer)
         shape = (work.batch_size, len(work.modality), *(work.volume,) * 3)
-        volumes = torch.empty(shape)
-        probe = StepProbe(network, step.optimizer, "cpu", [volumes])
-        cost = _watched(step, volumes, probe)
+        batch = step.cut(torch.empty(shape))  # on the host: a card need not see whole volumes
+        probe = StepProbe(network, step.optimizer, "cpu", tensors_in(batch))
+        cost = _watched(step, batch, probe)
         if count_forward:
-            x_t, t, _, keywords = step.noised(volumes)
+            x_t, t, _, keywords = step.noised(batch)
             cost.flops_forward = dispatched_forward_flops(lambda: network(x_t, t, **keywords))
     return _prediction(network, probe, cost)
 

@@ -17,15 +17,15 @@ import torch
 from torch import Tensor
 
 from ..data import load
-from ..data.batches import iterate_order
-from ..ddpm.step import Training, TrainingStep
+from ..data.batches import iterate_order, moved, pinned
+from ..ddpm.step import Batch, Training, TrainingStep
 from ..harness.window import synchronize
 from ..harness.worker import Events, serve
 from ..methods import METHODS
 from ..probes import SampledProbe
 from ..probes.energy import EnergyProbe, open_meter
 from ..probes.host import device_name
-from ..probes.memory import MemoryProbe
+from ..probes.memory import MemoryProbe, tensors_in
 from ..probes.nvml import Card, CardUnavailable
 from ..probes.polling import polling
 from ..records.folder import QualityRun
@@ -133,7 +133,8 @@ class Trainer:
         begin = time.perf_counter()
         for group in self.step.optimizer.param_groups:  # over what the step's own schedule had set
             group["lr"] = self.learning_rate
-        batch = self._batch(next(self.order))
+        whole = torch.from_numpy(self._volumes(next(self.order)))
+        batch = moved(pinned(self.step.cut(whole), self.device), self.device)
         number = self.progress.step + 1
         loss = self._measured(batch) if number == _MEASURED_STEP else self.step(batch)
         self.ema.update(number)
@@ -153,14 +154,13 @@ class Trainer:
         if not math.isfinite(value):
             raise FloatingPointError(f"the loss of step {number} is {value}")
 
-    def _batch(self, chosen: list[int]) -> Tensor:
+    def _volumes(self, chosen: list[int]) -> np.ndarray:
         """(B, C, D, H, W) float32."""
-        volumes = [self.volumes[self.plan.train[index]] for index in chosen]
-        return torch.from_numpy(np.stack(volumes)).to(self.device)
+        return np.stack([self.volumes[self.plan.train[index]] for index in chosen])
 
-    def _measured(self, batch: Tensor) -> Tensor:
+    def _measured(self, batch: Batch) -> Tensor:
         """A step like any other, whose peak of memory is followed."""
-        memory = MemoryProbe(self.network, self.step.optimizer, self.device, [batch])
+        memory = MemoryProbe(self.network, self.step.optimizer, self.device, tensors_in(batch))
         memory.start()
         loss = self.step(batch)
         self.progress.peak = memory.stop().columns()

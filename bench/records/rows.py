@@ -137,6 +137,8 @@ class Times(Measurement):
     """From its start to the end of its last step."""
     step_time_median_s: float | None = None
     step_time_p95_s: float | None = None
+    batch_time_median_s: float | None = None
+    """Of a step, until the batch is on the device: what is left of the way from the host."""
     volumes_per_s: float | None = None
     """Volumes (or patches) trained on per second of the window."""
     loss_first: float | None = None

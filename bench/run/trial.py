@@ -1,5 +1,6 @@
 """What the process of one trial does (`bench/harness/worker.py`)."""
 
+import statistics
 import sys
 import time
 from collections.abc import Iterator
@@ -9,11 +10,10 @@ from typing import Any
 
 import torch
 import torch._dynamo  # an optimizer would load it, when the person already waits
-from torch import Tensor
 
 from ..data import load
 from ..data.batches import iterate_batches
-from ..ddpm.step import TrainingStep
+from ..ddpm.step import Batch, TrainingStep
 from ..harness.process import limit_memory
 from ..harness.window import synchronize
 from ..harness.worker import Events, serve
@@ -25,11 +25,11 @@ from ..probes.energy import EnergyProbe, open_meter
 from ..probes.flops import forward_flops
 from ..probes.host import HostProbe, device_name
 from ..probes.instants import instants
-from ..probes.memory import AllocatorProbe
+from ..probes.memory import AllocatorProbe, tensors_in
 from ..probes.nvml import CardProbe, CardUnavailable
 from ..probes.polling import polling
 from ..probes.temperature import open_thermometer
-from ..records.rows import Measurement
+from ..records.rows import Measurement, Times
 from .plan import TrialPlan
 from .sensors import open_card
 
@@ -49,7 +49,8 @@ def run(plan: TrialPlan, events: Events, should_stop: Any = lambda: False) -> No
         network = METHODS[plan.method].build(plan.work)
     step = TrainingStep(network, plan.work, plan.training, device)
     events.found(parameters=sum(p.numel() for p in network.parameters()))
-    batches = iterate_batches(load(Path(plan.volumes)), plan.work, plan.training.seed, device)
+    volumes = load(Path(plan.volumes))
+    batches = iterate_batches(volumes, plan.work, plan.training.seed, device, step.cut)
 
     events.stage("warm-up")
     step(next(batches))
@@ -69,14 +70,12 @@ def run(plan: TrialPlan, events: Events, should_stop: Any = lambda: False) -> No
     measure_window(step, batches, plan, events, should_stop)
 
 
-def measure_step(
-    step: TrainingStep, batch: Tensor, probes: tuple[str, ...], events: Events
-) -> None:
+def measure_step(step: TrainingStep, batch: Batch, probes: tuple[str, ...], events: Events) -> None:
     """One whole step in steady state under the step probes; tells what they found."""
     # The step begins with this anyway; done before, because the allocator's log does not show the
     # release of what was there when it was opened.
     step.optimizer.zero_grad(set_to_none=True)
-    cost = StepProbe(step.network, step.optimizer, step.device, [batch])
+    cost = StepProbe(step.network, step.optimizer, step.device, tensors_in(batch))
     watching: list[Probe] = [cost] if {"memory", "flops"} & set(probes) else []
     if "memory" in probes and step.device.type == "cpu":
         watching.append(AllocatorProbe(cost.live_bytes))
@@ -92,7 +91,7 @@ def measure_step(
             events.send("instant", **instant, source="tensor-storages")
 
 
-def refill_pool(step: TrainingStep, batches: Iterator[Tensor]) -> None:
+def refill_pool(step: TrainingStep, batches: Iterator[Batch]) -> None:
     """Leave CUDA's pool as training alone fills it, and the card with nothing to do.
 
     cuDNN's search, which is over with the warm-up, and the step under the probes ask for more than
@@ -105,18 +104,23 @@ def refill_pool(step: TrainingStep, batches: Iterator[Tensor]) -> None:
 
 
 def measure_window(
-    step: TrainingStep, batches: Iterator[Tensor], plan: TrialPlan, events: Events, should_stop: Any
+    step: TrainingStep, batches: Iterator[Batch], plan: TrialPlan, events: Events, should_stop: Any
 ) -> None:
     """The window under the window probes; its steps and samples are sent as they come."""
     found: list[Measurement] = []
+    on_their_way: list[float] = []
     probes, window = open_probes(plan, events), Span()
     try:
         with polling(probes, plan.sample_hz, events.send, window) as found:
             window.begin = time.perf_counter()
             for done in plan.window.train(step, batches, step.device, should_stop):
                 window.end = window.begin + done.elapsed_s
-                events.send("step", **asdict(done))
+                row = asdict(done)
+                on_their_way.append(row.pop("batch_time_s"))
+                events.send("step", **row)
     finally:  # also of a window that broke off
+        if on_their_way:
+            found.append(Times(batch_time_median_s=statistics.median(on_their_way)))
         events.found(*found)
 
 

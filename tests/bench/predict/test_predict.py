@@ -17,7 +17,7 @@ from bench.predict import predict, predict_method
 from bench.presets import Overrides
 from bench.probes.cost import Phase, StepProbe
 from bench.probes.flops import forward_flops
-from bench.probes.memory import MemoryProbe, Part
+from bench.probes.memory import MemoryProbe, Part, tensors_in
 
 METHOD_NAMES = list(METHODS)
 
@@ -45,8 +45,10 @@ def trained_step(name, **overrides):
 
 @pytest.mark.parametrize("name", METHOD_NAMES)
 def test_every_method_at_small_is_predicted_to_the_byte(name):
-    step, batch = trained_step(name)
-    probe = StepProbe(step.network, step.optimizer, "cpu", [batch])
+    step, volumes = trained_step(name)
+    batch = step.cut(volumes)
+    del volumes
+    probe = StepProbe(step.network, step.optimizer, "cpu", tensors_in(batch))
     probe.start()
     step(batch)
     measured = probe.stop().columns()
