@@ -11,13 +11,14 @@
     data/       volumes: sources, preprocessing, cache, split, batches
     probes/     memory, FLOPs, energy, temperature, the host
     predict/    a step on fake tensors: predict, fit, scale, check
+    validate/   prediction beside measurement on this device
     quality/    training that lasts: checkpoints, validation, scores, samples
     report/     tables, figures, claims, the page: from files alone
 
     command -> harness/launcher.py: plans -> harness/worker.py: a process each -> probes
                                   -> records: rows, as they come -> report
 
-Arrows point one way: run and quality -> harness -> methods -> ddpm, data, probes -> records.
+Arrows point one way: run, quality, validate -> harness -> methods -> ddpm, data, probes -> records.
 `methods.py` alone knows `models/` and `baselines/`, which import nothing of this package.
 """
 

@@ -29,6 +29,7 @@ COMMANDS: Mapping[str, tuple[type, str]] = {
     "fit": (commands.FitCommand, "predict.fit:run_fit"),
     "scale": (commands.ScaleCommand, "predict.scale:run_scale"),
     "check": (commands.CheckCommand, "predict.check:run_check"),
+    "validate": (commands.ValidateCommand, "validate.validating:run_validate"),
     "report": (commands.ReportCommand, "report.write:run_report"),
     "compare": (commands.CompareCommand, "report.compare:run_compare"),
     "quality": (commands.QualityCommand, "quality.trainings:run_quality"),

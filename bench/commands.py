@@ -168,6 +168,32 @@ class CheckCommand:
 
 
 @dataclass
+class ValidateCommand:
+    """Measure a step of each method on this device, beside what was predicted for it.
+
+    Leaves a run folder: validation.csv, validation.html, and the same rows named by card and
+    PyTorch, which is what to send to us. Exit status: 0 if every method was measured, 1 if some was
+    not, 2 for a wrong command.
+    """
+
+    models: tuple[str, ...] = ("unet", "checkpoint", "patchddm", "idm", "idm-lean", "idm-stored")
+    """Methods to measure, each in a process of its own."""
+    preset: Preset | None = None
+    """The workload; None: paper with CUDA, small without."""
+    overrides: Annotated[Overrides, tyro.conf.OmitArgPrefixes] = field(default_factory=Overrides)
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    backends: Annotated[Backends, tyro.conf.OmitArgPrefixes] = field(default_factory=Backends)
+    timeout: Seconds | None = 120.0
+    """Seconds without progress after which a method is given up."""
+    cooling: SecondsOr0 = 0.0
+    """Also heat and cool the card for so many seconds, a third each under load, idle with a
+    CUDA context, and without one; 0 for not."""
+    out: Path = Path("results/validation")
+    """Folder in which the run folder is made."""
+
+
+@dataclass
 class ReportCommand:
     """Make tables, figures and one HTML page from the files of runs.
 

@@ -6,14 +6,24 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
-from ..probes.energy import carbon
 from ..records.folder import Run
-from ..records.rows import Measurement, Record, Trained, UnknownColumn
-from .plan import Plan
+from ..records.rows import Measurement, Record, Trained, UnknownColumn, Validated
 from .worker import Interrupt, Worker
 
-Row = TypeVar("Row", Record, Trained)
-AnyPlan = TypeVar("AnyPlan", bound=Plan)
+Row = TypeVar("Row", Record, Trained, Validated)
+
+
+class Planned(Protocol):
+    """What is run in a process of its own (`bench.harness.plan`)."""
+
+    @property
+    def method(self) -> str: ...
+    @property
+    def number(self) -> int: ...
+    def columns(self) -> dict[str, Any]: ...
+
+
+AnyPlan = TypeVar("AnyPlan", bound=Planned)
 
 
 class Display(Protocol):
@@ -77,8 +87,7 @@ class Recorder(ABC, Generic[AnyPlan, Row]):
         """A step, a reading, or whatever else this kind of process tells."""
 
     def finish(self) -> None:
-        """Add what follows from the rest."""
-        self.row.take(carbon(self.row.energy_j, self.plan.country))
+        """Add what follows from the rest: nothing, unless a kind of process has more."""
 
     @abstractmethod
     def summary(self) -> str:

@@ -197,7 +197,7 @@ class CachingAllocator:
         if block is None and self._give_back_oversize(blocks, size):
             block = more(blocks, size)
         if block is None:
-            self._give_back_all()
+            self.empty_cache()
             block = more(blocks, size)
         if block is None:
             raise OutOfMemory
@@ -300,7 +300,8 @@ class CachingAllocator:
 
     # Giving back
 
-    def _give_back_all(self) -> None:
+    def empty_cache(self) -> None:
+        """Give back every segment, or page, that is wholly free."""
         for blocks in (self._large, self._small):
             for block in list(blocks.at.values()):
                 if self.conf.expandable_segments:

@@ -162,6 +162,11 @@ class Card:
             )
         )
 
+    def used_bytes(self) -> int | None:
+        """Memory of the whole card in use: contexts, pools, and what the driver keeps."""
+        info = self._read("memory", lambda nvml, card: nvml.nvmlDeviceGetMemoryInfo(card))
+        return None if info is None else info.used
+
     def power_w(self) -> float | None:
         """Power drawn by the board, in watts; from Ampere on a mean over the last second."""
         return _scaled(self._read("power", lambda nvml, card: nvml.nvmlDeviceGetPowerUsage(card)))

@@ -5,6 +5,7 @@ from typing import Any
 
 from ..harness.console import describe_work
 from ..harness.runner import Display, Recorder
+from ..probes.energy import carbon
 from ..records.folder import QualityRun
 from ..records.rows import Trained
 from ..sizes import show_size
@@ -43,6 +44,9 @@ class TrainingRecorder(Recorder[TrainingPlan, Trained]):
             self.display.advance(event["fraction"], figures + self.validated)
         elif kind == "validated":
             self.validated = f", validation {event['val_mse_ema']:.4f}"
+
+    def finish(self) -> None:
+        self.row.take(carbon(self.row.energy_j, self.plan.country))
 
     def summary(self) -> str:
         record = self.row

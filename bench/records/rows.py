@@ -537,3 +537,76 @@ def describe_place(phase: str, layer: str | None, operator: str | None) -> str:
     words = {"forward": "forward pass", "backward": "backward pass"}
     name = operator.removeprefix("aten.").removesuffix(".default")
     return f"{words.get(phase, 'optimizer step')}, {where}({name})"
+
+
+@dataclass(kw_only=True)
+class Validated(Measurement, Work, Ending):
+    """One method: its step as predicted, and as measured on a device (`validation.csv`).
+
+    "Live" are tensors, "allocated" what the allocator gave out, "reserved" what it holds of the
+    device; both after two steps in a new process. An empty cell is what this device cannot tell.
+    """
+
+    method: str
+    preset: str
+    preset_changes: str | None = None
+    status: Status | None = None
+    error: str | None = None
+    device: str
+    """cpu or cuda."""
+    device_name: str | None = None
+    torch: str
+    cuda: str | None = None
+    cudnn: int | None = None
+    driver: str | None = None
+    alloc_conf: str | None = None
+    """PYTORCH_ALLOC_CONF."""
+    tf32: bool | None = None
+    cudnn_benchmark: bool | None = None
+    deterministic: bool | None = None
+    """As in a run."""
+    predicted_live_bytes: int | None = None
+    measured_live_bytes: int | None = None
+    """Peaks of one step."""
+    predicted_changes: int | None = None
+    measured_changes: int | None = None
+    """Allocations and releases of that step."""
+    first_difference: str | None = None
+    """Of the two sequences; empty where they are equal in bytes and order, to the end."""
+    predicted_allocated_bytes: int | None = None
+    measured_allocated_bytes: int | None = None
+    measured_requested_bytes: int | None = None
+    """What was asked for, before the allocator rounded it."""
+    predicted_reserved_bytes: int | None = None
+    measured_reserved_bytes: int | None = None
+    replayed_reserved_bytes: int | None = None
+    """By our model of the allocator, from the device's own requests."""
+    replayed_differences: int | None = None
+    """Requests after which that model held another amount than the device."""
+    replayed_first: str | None = None
+    rest_bytes: int | None = None
+    """Given out between two steps and no tensor: workspaces that stay (cuBLAS)."""
+    scratch_bytes: int | None = None
+    """Most that one operator asked for beside its results: workspaces (cuDNN), temporaries."""
+    scratch: str | None = None
+    context_bytes: int | None = None
+    """Device memory outside of the allocator: the CUDA context, the code of the kernels."""
+    predicted_flops_step: int | None = None
+    measured_flops_step: int | None = None
+    waits: int | None = None
+    """Times that a step makes the processor wait for the card."""
+    waits_at: str | None = None
+    step_time_s: float | None = None
+    """Median of five steps, with a wait at the end of each."""
+
+
+@dataclass(kw_only=True)
+class Cooling:
+    """One reading of a card that is heated and left alone (`cooling.csv`)."""
+
+    stage: str
+    """start, load, idle context (a process has the card and does nothing), no context."""
+    elapsed_s: float
+    temperature_c: float | None = None
+    power_w: float | None = None
+    clock_mhz: float | None = None

@@ -161,7 +161,7 @@ def peak_memory(group: Group) -> Picture:
     title, name = "Figure 3. Peak memory of one training step", "peak_memory"
     if rows.empty:
         return nothing_to_show(name, title, "no trial measured its peak memory")
-    figure, axes = _axes(height=0.95 + 0.26 * max(3, len(rows)))
+    figure, axes = draw_axes(height=0.95 + 0.26 * max(3, len(rows)))
     left = pd.Series(0.0, index=rows.index)
     shares = {label: rows[f"{part}_bytes"].astype(float) / GIB for part, label in PARTS.items()}
     total = rows["peak_memory_bytes"].astype(float) / GIB
@@ -228,7 +228,7 @@ def frontier(group: Group) -> Picture:
     points = frontier_points(group)
     if points.empty:
         return nothing_to_show(name, title, "no trial has both its peak and its FLOPs")
-    figure, axes = _axes(height=2.7)
+    figure, axes = draw_axes(height=2.7)
     best = points[points["best"]].sort_values("gflop")
     axes.plot(
         best["gflop"], best["gib"], drawstyle="steps-post", color=INK, linewidth=0.8, zorder=1,
@@ -286,7 +286,7 @@ def _over_window(
     """A line a method: the median of its trials over the window, shaded from least to most."""
     samples = group.samples[group.samples["trial"].isin(set(group.ok["trial"]))]
     samples = samples.assign(value=value(samples).astype(float)).dropna(subset=["value"])
-    figure, axes = _axes(height=2.5)
+    figure, axes = draw_axes(height=2.5)
     last = {}
     repeated = False
     for index, method in enumerate(group.methods[:MOST_METHODS]):
@@ -365,7 +365,7 @@ def plain_log_ticks(axis: Any) -> None:
     axis.set_minor_locator(matplotlib.ticker.NullLocator())
 
 
-def _axes(height: float) -> tuple[Figure, Axes]:
+def draw_axes(height: float) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(COLUMN_INCHES, height))
     return figure, figure.subplots()
 

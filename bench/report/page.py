@@ -1,4 +1,4 @@
-"""`report.html`: the whole report as one self-contained page."""
+"""`report.html`, the whole report as one self-contained page, and `validation.html`."""
 
 import base64
 import hashlib
@@ -77,6 +77,24 @@ def write_page(
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )  # fmt: skip
     path = out / "report.html"
+    path.write_text(page, encoding="utf-8")
+    return path
+
+
+def write_validation_page(
+    where: str, verdict: str, pictures: Sequence[Picture], grids: Sequence[Grid],
+    environment: dict[str, Any], out: Path,
+) -> Path:  # fmt: skip
+    """`validation.html`: prediction beside measurement on one device."""
+    page = _templates().get_template("validation.html").render(
+        where=where,
+        verdict=verdict,
+        pictures=pictures,
+        grids=grids,
+        facts=_facts(environment),
+        style=Markup((TEMPLATES / "style.css").read_text(encoding="utf-8")),
+    )  # fmt: skip
+    path = out / "validation.html"
     path.write_text(page, encoding="utf-8")
     return path
 

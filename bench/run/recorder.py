@@ -5,6 +5,7 @@ from typing import Any
 
 from ..harness.console import describe_work
 from ..harness.runner import Display, Recorder
+from ..probes.energy import carbon
 from ..probes.polling import percentile_95
 from ..records.folder import Run
 from ..records.rows import Instant, Record, Sample, Step, Times
@@ -50,7 +51,7 @@ class TrialRecorder(Recorder[TrialPlan, Record]):
             self.run.append(Instant(**which, **event))
 
     def finish(self) -> None:
-        super().finish()
+        self.row.take(carbon(self.row.energy_j, self.plan.country))
         if not self.steps:
             return
         record, batch_size = self.row, self.plan.work.batch_size
