@@ -12,13 +12,14 @@ from typing import Any
 
 import torch
 import torch._dynamo  # an optimizer would load it, in the midst of a step
-from torch import Tensor
 
-from ..ddpm.step import TrainingStep
+from ..data.batches import moved
+from ..ddpm.step import Batch, TrainingStep
 from ..harness.worker import Events, serve
 from ..methods import METHODS
 from ..probes.cost import StepProbe
 from ..probes.host import device_name
+from ..probes.memory import tensors_in
 from ..probes.nvml import Card, CardUnavailable, driver_version
 from .agreement import events_of_step
 from .allocator_log import AllocatorLog, LogEntry, LoggedProbe, replay, save_log, scratch_of
@@ -42,10 +43,9 @@ def run(plan: DevicePlan, events: Events, should_stop: Callable[[], bool] = lamb
     torch.manual_seed(plan.training.seed)
     with device:
         network = METHODS[plan.method].build(plan.work)
-        side = plan.work.volume
-        shape = (plan.work.batch_size, len(plan.work.modality), side, side, side)
-        batch = torch.rand(shape)
     step = TrainingStep(network, plan.work, plan.training, device)
+    shape = (plan.work.batch_size, len(plan.work.modality), *(plan.work.volume,) * 3)
+    batch = moved(step.cut(torch.rand(shape)), device)
     step(batch)
     step(batch)
     if on_card:
@@ -72,13 +72,13 @@ def run(plan: DevicePlan, events: Events, should_stop: Callable[[], bool] = lamb
 
 
 def follow_step(
-    step: TrainingStep, batch: Tensor, log: AllocatorLog | None, events: Events
+    step: TrainingStep, batch: Batch, log: AllocatorLog | None, events: Events
 ) -> list[LogEntry]:
     """One step with its tensors, its operators and, on a card, the allocator's log followed.
 
     Returns that log, from the first tensor of the process on; it ends here.
     """
-    watched = step.network, step.optimizer, step.device, [batch]
+    watched = step.network, step.optimizer, step.device, tensors_in(batch)
     probe = LoggedProbe(log, *watched) if log is not None else StepProbe(*watched)
     probe.start()
     live, allocated = probe.live_bytes(), _allocated(step.device)
@@ -129,7 +129,7 @@ def _short(filename: str) -> str:
     return filename.rpartition("site-packages/")[2]
 
 
-def _seconds(step: TrainingStep, batch: Tensor) -> float:
+def _seconds(step: TrainingStep, batch: Batch) -> float:
     begin = time.perf_counter()
     step(batch)
     if step.device.type == "cuda":
