@@ -74,8 +74,8 @@ class RunCommand:
     idle: SecondsOr0 = 2.0
     """Seconds of rest before the first trial, to measure idle power; 0 for none."""
     cooldown: SecondsOr0 = 120.0
-    """Before each trial, wait until the device is within 2 °C of its temperature before the first
-    trial, at most for so many seconds; 0 for no wait."""
+    """Before each window, wait until the device is within 2 °C of its temperature at the start of
+    the first one, at most for so many seconds, and no longer than it cools; 0 for no wait."""
     memory_limit: str | None = None
     """Memory limit of a trial's process, such as 8GiB; a trial that needs more is `oom`."""
     strict: bool = False

@@ -40,6 +40,7 @@ class Conditions(Protocol):
     """What makes the trials of a run comparable (`bench.run.fairness`)."""
 
     def before(self, tell: Callable[[str], None], stop: Callable[[], bool]) -> Measurement: ...
+    def planned(self, plan: Any) -> Any: ...
     def judge(self, record: Any) -> None: ...
 
 
@@ -115,6 +116,7 @@ def run_all(
             if conditions is not None:
                 before = conditions.before(display.note, lambda: interrupt.count > 0)
                 recorder.row.take(before.columns())
+                recorder.plan = conditions.planned(recorder.plan)
             if interrupt.count:
                 break
             display.begin(f"[{number}/{len(recorders)}] {recorder.title}", recorder.description)

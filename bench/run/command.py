@@ -23,6 +23,7 @@ from ..report.grid import Grid
 from ..report.tables import table2_grid
 from ..report.write import write_report
 from ..sizes import parse_size
+from .cooling import how_long
 from .fairness import EqualConditions, Idle, measure_idle
 from .plan import TrialPlan
 from .recorder import TrialRecorder
@@ -46,6 +47,8 @@ class Benchmark(Launcher[RunCommand, TrialPlan, Run]):
     sensors: Sensors | None = None
     idle: Idle | None = None
     """Both since `prepare`."""
+    start_c: float | None = None
+    """Temperature at the start of the first window, of a run that is resumed."""
 
     def check(self) -> None:
         if self.command.country is not None:
@@ -101,6 +104,8 @@ class Benchmark(Launcher[RunCommand, TrialPlan, Run]):
                 raise UserError(
                     f"--strict: {'; '.join(others)}; end it, or measure without --strict"
                 )
+        cooldown = command.cooldown if self.sensors.thermometer is not None else 0.0
+        say(self.console, how_long([plan.window.seconds for plan in plans], cooldown))
         return {"idle": asdict(self.idle)}
 
     def create(self, plans: Sequence[TrialPlan]) -> Run:
@@ -108,7 +113,9 @@ class Benchmark(Launcher[RunCommand, TrialPlan, Run]):
 
     def mend(self, run: Run) -> set[tuple[str, int]]:
         run.mend()
-        return set(run.records()[["method", "repeat"]].itertuples(index=False, name=None))
+        records = run.records()
+        self.start_c = next(iter(records["temperature_start_c"].dropna().tolist()), None)
+        return set(records[["method", "repeat"]].itertuples(index=False, name=None))
 
     @staticmethod
     def check_environment(environment: Mapping[str, Any]) -> None:
@@ -130,9 +137,8 @@ class Benchmark(Launcher[RunCommand, TrialPlan, Run]):
         if self.sensors is None or self.idle is None:  # nothing is left to run
             return None
         return EqualConditions(
-            self.idle, self.sensors.read_temperature, self.command.cooldown, self.sensors.card,
-            self.command.strict,
-        )  # fmt: skip
+            self.idle, self.start_c, self.command.cooldown, self.sensors.card, self.command.strict
+        )
 
     def records(self, run: Run) -> pd.DataFrame:
         return run.records()

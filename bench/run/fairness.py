@@ -6,15 +6,14 @@ the probes of the trial see (`bench/probes/host.py`, `bench/probes/nvml.py`).
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..probes.energy import EnergyProbe, Meter
 from ..probes.host import OtherLoad, busy_with_others, swap_in_use
 from ..probes.nvml import Card
 from ..records.rows import Energy, Measurement, Record
+from .plan import TrialPlan
 
-NEAR_C = 2.0
-"""Trials start within so many degrees Celsius of the first one's start."""
 _LOOK_EVERY_S = 0.1
 _LEAVES_IN_S = 2.0
 
@@ -35,8 +34,8 @@ class EqualConditions:
 
     Args:
         idle: of the device, before the first trial (`measure_idle`).
-        temperature_c: reads the device's temperature; None where it has no sensor.
-        cooldown_s: longest wait for the device to cool between two trials.
+        start_c: temperature at the start of the first window; None where there was none yet.
+        cooldown_s: longest wait of a trial for the device to come back to that.
         card: whose processes to look at.
         strict: a trial that shared the machine is marked as failed.
         clock, sleep: seconds.
@@ -45,7 +44,7 @@ class EqualConditions:
     def __init__(
         self,
         idle: Idle,
-        temperature_c: Callable[[], float | None] | None = None,
+        start_c: float | None = None,
         cooldown_s: float = 0.0,
         card: Card | None = None,
         strict: bool = False,
@@ -53,7 +52,7 @@ class EqualConditions:
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self.idle = idle
-        self.temperature_c = temperature_c
+        self.start_c = start_c
         self.cooldown_s = cooldown_s
         self.card = card
         self.strict = strict
@@ -61,40 +60,12 @@ class EqualConditions:
         self.sleep = sleep
 
     def before(self, tell: Callable[[str], None], stop: Callable[[], bool]) -> Measurement:
-        """Wait for the device to cool, and look for other load."""
-        warnings = self.wait_until_cool(tell, stop)
-        return Measurement(warnings=tuple(warnings), contention=tuple(self.other_load()))
+        """Look for other load."""
+        return Measurement(contention=tuple(self.other_load()))
 
-    def wait_until_cool(
-        self,
-        tell: Callable[[str], None] = lambda _: None,
-        should_stop: Callable[[], bool] = lambda: False,
-    ) -> list[str]:
-        """Wait until the device is as warm as before the first trial; a warning where it is not."""
-        if self.idle.temperature_c is None or self.temperature_c is None or self.cooldown_s <= 0:
-            return []
-        target = self.idle.temperature_c
-        give_up = self.clock() + self.cooldown_s
-        told = False
-        while True:
-            now = self.temperature_c()
-            if now is None:
-                return ["temperature cannot be read: no wait for the device to cool"]
-            if abs(now - target) <= NEAR_C:
-                return []
-            if self.clock() >= give_up or should_stop():
-                warmer = "above" if now > target else "below"
-                return [
-                    f"started at {now:.0f} °C, {abs(now - target):.0f} °C {warmer} the first "
-                    f"trial's start, after a wait of {self.cooldown_s:g} s (--cooldown)"
-                ]
-            if not told:
-                told = True
-                tell(
-                    f"Waiting for the device to come from {now:.0f} °C back to {target:.0f} °C, "
-                    f"at most {self.cooldown_s:g} s (--cooldown)."
-                )
-            self.sleep(1.0)
+    def planned(self, plan: TrialPlan) -> TrialPlan:
+        """The plan, with the temperature at which its window is to begin."""
+        return replace(plan, start_c=self.start_c, cooldown_s=self.cooldown_s)
 
     def other_load(self) -> list[str]:
         """Other load of the machine right now, with no trial running."""
@@ -114,6 +85,8 @@ class EqualConditions:
     def judge(self, record: Record) -> None:
         """Add the energy above idle; with --strict, other load makes a trial `failed`."""
         record.idle_power_w = self.idle.idle_power_w
+        if self.start_c is None:
+            self.start_c = record.temperature_start_c
         if (
             record.energy_j is not None
             and record.mean_power_w

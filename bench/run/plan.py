@@ -1,10 +1,14 @@
 """All that one trial needs to know."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
+
+from annotated_types import Interval
 
 from ..harness.plan import Plan
-from ..presets import Count, Hertz
+from ..presets import Count, Hertz, SecondsOr0
+
+Celsius = Annotated[float, Interval(ge=-100, le=200)]
 
 PROBES = ("memory", "flops", "energy", "temperature", "host")
 
@@ -21,6 +25,11 @@ class TrialPlan(Plan):
     """Bytes of memory of its own that the trial's process may have; None: no limit."""
     card: str | None = None
     """NVIDIA card to measure, by NVML's index, UUID or MIG id; None: the one that is `device`."""
+
+    start_c: Celsius | None = None
+    """Temperature at the start of the first trial's window; None: nothing to wait for."""
+    cooldown_s: SecondsOr0 = 0.0
+    """Longest wait for it."""
 
     @property
     def number(self) -> int:

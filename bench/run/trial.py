@@ -28,8 +28,9 @@ from ..probes.instants import instants
 from ..probes.memory import AllocatorProbe, tensors_in
 from ..probes.nvml import CardProbe, CardUnavailable
 from ..probes.polling import polling
-from ..probes.temperature import open_thermometer
+from ..probes.temperature import TemperatureProbe, open_thermometer
 from ..records.rows import Measurement, Times
+from .cooling import cool_down
 from .plan import TrialPlan
 from .sensors import open_card
 
@@ -110,6 +111,12 @@ def measure_window(
     found: list[Measurement] = []
     on_their_way: list[float] = []
     probes, window = open_probes(plan, events), Span()
+    thermometer = next((probe for probe in probes if isinstance(probe, TemperatureProbe)), None)
+    if thermometer is not None and plan.start_c is not None and plan.cooldown_s > 0:
+        read, target_c = thermometer.read, plan.start_c
+        warnings = cool_down(read, target_c, plan.cooldown_s, events.stage, should_stop)
+        events.found(Measurement(warnings=tuple(warnings)))
+        events.stage("window")
     try:
         with polling(probes, plan.sample_hz, events.send, window) as found:
             window.begin = time.perf_counter()

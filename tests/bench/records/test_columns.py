@@ -41,6 +41,7 @@ CHANGES_NO_NUMBER = {
     "out": "where the run folder is made", "resume": "which run folder", "cache_dir": "where files "
     "are prepared", "volumes": "where they were prepared", "folder": "of the run",
     "timeout": "ends a trial, which is its status", "cooldown": "a warning where it is not enough",
+    "cooldown_s": "the same", "start_c": "of another trial, whose row has it",
     "strict": "is a status", "probes": "not a flag: an empty column says what was not measured",
     "checkpoint_s": "not in the time of training", "checkpoint_minutes": "the same",
     "tensorboard": "another file",

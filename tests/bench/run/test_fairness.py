@@ -20,60 +20,6 @@ from bench.run.fairness import EqualConditions, Idle, measure_idle
 from tests.bench.trials import Watcher, new_run, run_trials, tiny_plan
 
 
-class CoolingDevice:
-    """A device that loses `rate` degrees a second, and its clock."""
-
-    def __init__(self, temperature: float | None, rate: float) -> None:
-        self.temperature, self.rate, self.now = temperature, rate, 0.0
-
-    def read(self) -> float | None:
-        return None if self.temperature is None else self.temperature - self.rate * self.now
-
-    def clock(self) -> float:
-        return self.now
-
-    def sleep(self, seconds: float) -> None:
-        self.now += seconds
-
-    def conditions(self, cooldown_s: float) -> EqualConditions:
-        return EqualConditions(
-            Idle(temperature_c=40.0), self.read, cooldown_s, clock=self.clock, sleep=self.sleep
-        )
-
-
-def test_waiting_until_the_device_is_cool():
-    device, told = CoolingDevice(70.0, rate=0.5), []
-    assert device.conditions(120).wait_until_cool(told.append) == []
-    assert device.now == pytest.approx(56, abs=1)  # at 42 °C
-    assert len(told) == 1
-
-
-def test_no_wait_within_two_degrees():
-    device = CoolingDevice(41.9, rate=0.1)
-    assert device.conditions(120).wait_until_cool() == []
-    assert device.now == 0
-
-
-def test_a_limit_after_which_it_goes_on_and_says_so():
-    device = CoolingDevice(70.0, rate=0.1)
-    (line,) = device.conditions(60).wait_until_cool()
-    assert device.now == pytest.approx(60, abs=1)
-    assert line == (
-        "started at 64 °C, 24 °C above the first trial's start, after a wait of 60 s (--cooldown)"
-    )
-
-
-def test_an_interrupt_ends_the_wait():
-    device = CoolingDevice(70.0, rate=0.0)
-    device.conditions(600).wait_until_cool(should_stop=lambda: device.now > 5)
-    assert device.now < 10
-
-
-def test_a_sensor_that_is_lost_ends_the_wait():
-    (line,) = CoolingDevice(None, rate=0.0).conditions(600).wait_until_cool()
-    assert "cannot be read" in line
-
-
 def test_energy_above_idle():
     record = Record(
         method="idm", repeat=1, energy_j=3000.0, mean_power_w=150.0, energy_source="nvml-power"
@@ -91,6 +37,17 @@ def test_no_energy_above_what_another_source_calls_idle():
     assert record.energy_above_idle_j is None
 
 
+def test_the_first_window_says_how_warm_the_others_begin(tmp_path):
+    conditions = EqualConditions(Idle(temperature_c=31.0), cooldown_s=90.0)
+    first = conditions.planned(tiny_plan(tmp_path))
+    assert first.start_c is None  # not the 31 °C of a card without a context
+    conditions.judge(Record(method="unet", repeat=1, status="oom"))
+    conditions.judge(Record(method="idm", repeat=1, status="ok", temperature_start_c=44.0))
+    conditions.judge(Record(method="idm", repeat=2, status="ok", temperature_start_c=46.0))
+    second = conditions.planned(tiny_plan(tmp_path))
+    assert (second.start_c, second.cooldown_s) == (44.0, 90.0)
+
+
 @pytest.mark.parametrize("strict", [True, False])
 def test_strict_marks_a_trial_that_shared_the_machine(strict):
     record = Record(method="idm", repeat=1, status="ok", contention=("swap in use: 1.00 GiB",))
@@ -102,21 +59,26 @@ def test_strict_marks_a_trial_that_shared_the_machine(strict):
 class Listed:
     """A card whose list of processes names a stranger until `gone`."""
 
-    def __init__(self, device: CoolingDevice, gone: float) -> None:
-        self.device, self.gone = device, gone
+    def __init__(self, gone: float) -> None:
+        self.now, self.gone = 0.0, gone
 
     def processes(self) -> set[int]:
-        return {4711} if self.device.now < self.gone else set()
+        return {4711} if self.now < self.gone else set()
+
+    def clock(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
 
 
 @pytest.mark.parametrize("gone", [0.0, 0.5, 60.0])
 def test_a_trial_that_has_just_ended_may_be_listed_for_a_moment(gone):
-    device = CoolingDevice(40.0, rate=0.0)
-    conditions = device.conditions(0)
-    conditions.card = Listed(device, gone)
+    card = Listed(gone)
+    conditions = EqualConditions(Idle(), card=card, clock=card.clock, sleep=card.sleep)
     found = [line for line in conditions.other_load() if "card" in line]
     assert found == (["another process on the card: 4711"] if gone > 10 else [])
-    assert device.now == pytest.approx(min(gone, 2.0), abs=0.15)
+    assert card.now == pytest.approx(min(gone, 2.0), abs=0.15)
 
 
 def test_swap_in_use():

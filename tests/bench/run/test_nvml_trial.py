@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,24 @@ def test_a_card_lost_in_mid_window_and_no_driver_after(card, tmp_path, monkeypat
     assert before["energy_j"].iloc[-1] == pytest.approx(250 * before["elapsed_s"].iloc[-1], rel=0.1)
     assert "NVML, card 0:" in without.warnings
     assert str(without.energy_source) in ("<NA>", "nan", "None")
+
+
+def test_a_trial_waits_for_the_temperature_of_the_first_one(card, tmp_path):
+    """Warmed up, before its window; no longer than the card cools."""
+    plan = tiny_plan(tmp_path, card="0", probes=PROBES, window=Window(seconds=0.5))
+    plans = [replace(plan, repeat=number, start_c=50.0, cooldown_s=60.0) for number in (1, 2)]
+    run = new_run(tmp_path, plans)
+    for line, each in zip(("temperature 90 -4", "temperature 90 0"), plans, strict=True):
+        card(line)
+        run_trials(run, [each], Watcher())
+    cooled, stuck = run.records().itertuples()
+    assert cooled.status == stuck.status == "ok"
+    assert 45 <= cooled.temperature_start_c <= 52
+    assert "first trial's start" not in str(cooled.warnings)
+    assert stuck.temperature_start_c == 90
+    assert "started at 90 °C, 40 °C above the first trial's start, after a wait of 2" in (
+        stuck.warnings
+    )
 
 
 @pytest.mark.parametrize("refused", [None, "nvmlDeviceGetTotalEnergyConsumption"])
