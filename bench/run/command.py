@@ -23,7 +23,7 @@ from ..report.grid import Grid
 from ..report.tables import table2_grid
 from ..report.write import write_report
 from ..sizes import parse_size
-from .cooling import how_long
+from .cooldown import how_long
 from .fairness import EqualConditions, Idle, measure_idle
 from .plan import TrialPlan
 from .recorder import TrialRecorder

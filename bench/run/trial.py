@@ -30,7 +30,7 @@ from ..probes.nvml import CardProbe, CardUnavailable
 from ..probes.polling import polling
 from ..probes.temperature import TemperatureProbe, open_thermometer
 from ..records.rows import Measurement, Times
-from .cooling import cool_down
+from .cooldown import cool_down
 from .plan import TrialPlan
 from .sensors import open_card
 

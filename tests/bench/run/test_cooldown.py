@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
-from bench.run.cooling import cool_down, how_long
+from bench.run.cooldown import cool_down, how_long
 
 
 class Device:
