@@ -143,7 +143,7 @@ class AdditiveCoupling(nn.Module):
 
     def _parts(self, a: Tensor) -> Sequence[Callable[..., Tensor]]:
         parts = getattr(self.function, "parts", None)
-        return parts(a) if parts else [self.function]
+        return [self.function] if parts is None else parts(a)
 
     def _roles(self, first: T, second: T) -> tuple[T, T]:
         return (first, second) if self.changes == 1 else (second, first)
