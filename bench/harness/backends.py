@@ -53,6 +53,21 @@ class Backends:
         return dict(vars(self)) if device.startswith("cuda") else {}
 
 
+def known_problems(precision: str, torch_version: str, cudnn: int | None) -> tuple[str, ...]:
+    """Warnings of what is known to be wrong with these versions on a card.
+
+    Args:
+        cudnn: as 91002 for 9.10.2; None where PyTorch has none.
+    """
+    if precision in ("bf16", "fp16") and torch_version.startswith("2.9.") and (cudnn or 0) < 91500:
+        return (
+            f"torch {torch_version}, cuDNN {cudnn}: slow kernels for 16-bit 3D convolutions, "
+            "which takes up to 2.5 times the memory (pytorch#166643): install nvidia-cudnn 9.15 or "
+            "later, or another torch",
+        )
+    return ()
+
+
 def variables() -> dict[str, str]:
     """Environment variables that change what a step on a card needs, those that are set."""
     return {name: os.environ[name] for name in _VARIABLES if name in os.environ}

@@ -19,6 +19,7 @@ from torch import Tensor
 from ..data import load
 from ..data.batches import iterate_order, moved, pinned
 from ..ddpm.step import Batch, Training, TrainingStep
+from ..harness.backends import known_problems
 from ..harness.window import synchronize
 from ..harness.worker import Events, serve
 from ..methods import METHODS
@@ -48,6 +49,8 @@ def run(
     device = torch.device(plan.device)
     if device.type == "cuda":
         plan.backends.apply()
+        cudnn = torch.backends.cudnn.version()
+        events.found(warnings=known_problems(plan.work.precision, torch.__version__, cudnn))
     events.found(device_name=device_name(device))
     events.stage("building the network")
     trainer = Trainer(plan, device, events)

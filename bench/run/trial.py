@@ -14,6 +14,7 @@ import torch._dynamo  # an optimizer would load it, when the person already wait
 from ..data import load
 from ..data.batches import iterate_batches
 from ..ddpm.step import Batch, TrainingStep
+from ..harness.backends import known_problems
 from ..harness.process import limit_memory
 from ..harness.window import synchronize
 from ..harness.worker import Events, serve
@@ -42,6 +43,8 @@ def run(plan: TrialPlan, events: Events, should_stop: Any = lambda: False) -> No
     device = torch.device(plan.device)
     if device.type == "cuda":
         plan.backends.apply()
+        cudnn = torch.backends.cudnn.version()
+        events.found(warnings=known_problems(plan.work.precision, torch.__version__, cudnn))
         events.found(alloc_conf=alloc_conf_text(None) or None)
     events.found(device_name=device_name(device))
     events.stage("building the network")

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from bench.errors import UserError
-from bench.harness.backends import Backends
+from bench.harness.backends import Backends, known_problems
 from bench.harness.environment import describe_environment
 from tests.bench.trials import tiny_plan
 
@@ -46,6 +46,22 @@ def test_a_flag_that_would_change_nothing_is_refused():
     Backends(tf32=True).check("cuda")
     with pytest.raises(UserError, match="--cudnn-benchmark: a setting of CUDA"):
         Backends(cudnn_benchmark=True).check("cpu")
+
+
+@pytest.mark.parametrize(
+    ("precision", "version", "cudnn", "warned"),
+    [
+        ("bf16", "2.9.0+cu128", 91002, True),
+        ("fp16", "2.9.1+cu128", 91002, True),
+        ("bf16", "2.9.1+cu128", 91500, False),
+        ("fp32", "2.9.0+cu128", 91002, False),
+        ("bf16", "2.8.0+cu128", 91002, False),
+        ("bf16", "2.11.0+cu130", 91300, False),
+    ],
+)
+def test_a_torch_with_slow_16_bit_convolutions_is_warned_of(precision, version, cudnn, warned):
+    lines = known_problems(precision, version, cudnn)
+    assert ["pytorch#166643" in line for line in lines] == [True] * warned
 
 
 def test_the_environment_says_what_changes_a_step_on_a_card(monkeypatch):
