@@ -6,7 +6,7 @@ RUN = $(VENV)/bin/python
 EXTRAS ?= test,lint,browser
 BENCH ?= --models idm patchddm checkpoint --minutes 2
 
-.PHONY: bench test test-slow lint benchmarks reference reference-quality clean
+.PHONY: bench test test-slow lint lock benchmarks reference reference-quality clean
 
 bench: $(VENV)/installed
 	$(RUN) run_bench.py $(BENCH)
@@ -22,6 +22,15 @@ lint: $(VENV)/installed
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+
+# What CI installs, with hashes, from constraints.txt. PIP_FIND_LINKS is the folder, or the page, of
+# PyTorch's CPU builds. Peers stand apart: they are installed without what they drag in.
+UV = UV_CUSTOM_COMPILE_COMMAND="make lock" UV_FIND_LINKS=$(PIP_FIND_LINKS) $(VENV)/bin/uv pip \
+    compile -q -c constraints.txt --generate-hashes --no-annotate --python-version 3.11
+lock: $(VENV)/installed
+	$(VENV)/bin/pip install -q uv==0.13.9
+	$(UV) pyproject.toml --extra test --extra lint --extra browser -o .ci/requirements.txt
+	printf "iunets\nmemcnn\ndynamic-network-architectures\n" | $(UV) --no-deps - -o .ci/peers.txt
 
 # Bound and measured side by side; fails where a bound is missed. Wants an idle machine.
 benchmarks: $(VENV)/installed
