@@ -15,6 +15,14 @@ wider than its encoder counterpart.
     side of a 128³ patch  128   64    32    16    8     4     2
     channels              29    87    116   116   116   116   116
 
+What a row of `patchddm` has of its authors, and what of this benchmark:
+
+    authors     network and channels; 128³ patches of 256³ volumes, and where they are drawn;
+                batch 1; coordinates; 16-bit autocast
+    benchmark   the task (they segment tumours: 8 input channels, four contrasts, the noised mask,
+                three coordinates; here 4); bf16 for their fp16 with a loss scaler; diffusion, rate
+                and optimizer, which are those of IDM's paper for every method
+
 Written from the paper and from the layout of the authors' network, whose parameter count at these
 channels, one image channel and three coordinates, is 24,257,167.
 """

@@ -62,7 +62,7 @@ def known_problems(precision: str, torch_version: str, cudnn: int | None) -> tup
     if precision in ("bf16", "fp16") and torch_version.startswith("2.9.") and (cudnn or 0) < 91500:
         return (
             f"torch {torch_version}, cuDNN {cudnn}: slow kernels for 16-bit 3D convolutions, "
-            "which takes up to 2.5 times the memory (pytorch#166643): install nvidia-cudnn 9.15 or "
+            "which take up to 2.5 times the memory (pytorch#166643): install nvidia-cudnn 9.15 or "
             "later, or another torch",
         )
     return ()
