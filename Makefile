@@ -6,7 +6,7 @@ RUN = $(VENV)/bin/python
 EXTRAS ?= test,lint,browser
 BENCH ?= --models idm patchddm checkpoint --minutes 2
 
-.PHONY: bench test test-slow lint lock benchmarks reference reference-quality clean
+.PHONY: bench test test-slow lint lock benchmarks reference reference-quality card clean
 
 bench: $(VENV)/installed
 	$(RUN) run_bench.py $(BENCH)
@@ -82,6 +82,19 @@ reference-quality: $(VENV)/installed
 	    $(RUN) -m bench report $(MADE)/quality/$$part/*/ --out $(MADE)/quality/$$part; done
 	$(RUN) -m docs.keep_results $(MADE)/quality
 	rm -rf results/quality && mv $(MADE)/quality results/
+
+# What only a card can say: predictions beside measurements, the cost of training, how it cools. At
+# most 8 minutes on an H100: each part ends in time, and leaves what it has.
+CARD = $(MADE)/card
+IN_TIME = -timeout -s INT -k 20
+ON_CARD = --device cuda --minutes 0.2 --subjects 4 --cooldown 10 --out $(CARD)/cost
+card: $(VENV)/installed
+	mkdir -p $(CARD)
+	$(IN_TIME) 210 $(RUN) -m bench validate --device cuda --preset equal --cooling 45 \
+	    --out $(CARD)/validation
+	$(IN_TIME) 210 $(RUN) run_bench.py $(ALL) --preset equal $(ON_CARD)
+	$(IN_TIME) 60 $(RUN) run_bench.py --models patchddm --preset paper $(ON_CARD)
+	ls -d $(CARD)/*/*
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

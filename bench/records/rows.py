@@ -597,7 +597,7 @@ class Validated(Measurement, Work, Ending):
     """Times that a step makes the processor wait for the card."""
     waits_at: str | None = None
     step_time_s: float | None = None
-    """Median of five steps, with a wait at the end of each."""
+    """Median of at most five steps, with a wait at the end of each."""
 
 
 @dataclass(kw_only=True)

@@ -26,7 +26,8 @@ from .allocator_log import AllocatorLog, LogEntry, LoggedProbe, replay, save_log
 from .plan import DevicePlan
 
 _ROOT = Path(__file__).parents[2]
-_TIMED_STEPS = 5
+_TIMED_STEPS, _TIMED_S = 5, 10.0
+"""At most so many, and no more after so many seconds."""
 
 
 def run(plan: DevicePlan, events: Events, should_stop: Callable[[], bool] = lambda: False) -> None:
@@ -65,7 +66,10 @@ def run(plan: DevicePlan, events: Events, should_stop: Callable[[], bool] = lamb
         events.found(waits=waits.total(), waits_at=places or None)
 
     events.stage("timed steps")
-    events.found(step_time_s=statistics.median(_seconds(step, batch) for _ in range(_TIMED_STEPS)))
+    times: list[float] = []
+    while len(times) < _TIMED_STEPS and sum(times) < _TIMED_S:
+        times.append(_seconds(step, batch))
+    events.found(step_time_s=statistics.median(times))
     if used_before is not None and (used := _used_bytes(device)) is not None:
         context = used - used_before - torch.cuda.memory_reserved(device)
         events.found(context_bytes=context)
