@@ -4,6 +4,10 @@
 
 prediction.py   a training step on fake tensors: peak, its five parts, FLOPs
 fake.py         fake tensors, faithful to the byte
+card.py         the device that they lie on, which follows CUDA's rules
+autocast.py     CUDA's autocast lists, from PyTorch's own header
+attention.py    the attention kernel that a card takes
+own.py          anybody's network, optimizer and loss, unchanged
 allocator.py    PyTorch's caching allocator, played on paper
 alloc_conf.py   its settings, PYTORCH_ALLOC_CONF
 peaks.py        the command `predict`
@@ -15,6 +19,6 @@ check.py        the command `check`: peaks against a committed baseline
 parallel.py     independent predictions, a core each
 """
 
-from .prediction import Prediction, predict, predict_method
+from .prediction import Device, Prediction, predict, predict_method
 
-__all__ = ["Prediction", "predict", "predict_method"]
+__all__ = ["Device", "Prediction", "predict", "predict_method"]

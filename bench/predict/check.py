@@ -133,7 +133,7 @@ class Summary:
 
 def predict_workload(job: tuple[str, Workload]) -> Summary:
     method, work = job
-    return summarise(predict_method(METHODS[method], work, count_forward=False))
+    return summarise(predict_method(METHODS[method], work, device="cpu", count_forward=False))
 
 
 def summarise(prediction: Prediction) -> Summary:

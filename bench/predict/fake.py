@@ -4,8 +4,10 @@ A fake tensor has a shape, a type and a storage of so many bytes that is never a
 are all that is missing. In `faking` a step on fake tensors dispatches the operators of a real one.
 """
 
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +15,14 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, in_kernel_invocation_manager
 from torch.optim import optimizer
 from torch.utils import _foreach_utils
+
+from ..probes import memory
+from . import attention
+
+_ITEM = torch.ops.aten._local_scalar_dense.default
+_UNSCALE = torch.ops.aten._amp_foreach_non_finite_check_and_unscale_.default
+_OURS = (Path(__file__).parent, Path(memory.__file__).parent)
+_TORCH = Path(torch.__file__).parent
 
 # Nothing but another view of the first argument's storage, on the same device.
 _VIEWS = frozenset(
@@ -81,6 +91,14 @@ class FaithfulFakeMode(FakeTensorMode):
     def _should_skip_dynamo(cls) -> bool:
         return False  # nothing is compiled here, and the guard costs as much as a view
 
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.assumptions: list[str] = []
+
+    @property
+    def avoid_device_init(self) -> bool:
+        return True  # `torch.tensor([…], device="card")` too is made fake, there is no other
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func in _VIEWS and self._is_plain(args, kwargs):
@@ -91,11 +109,29 @@ class FaithfulFakeMode(FakeTensorMode):
             return [FakeTensor(self, piece, args[0].fake_device) for piece in view]
         if func in _IN_PLACE and not kwargs.keys() - {"alpha", "value"} and self._is_simple(args):
             return args[0]
+        if func is _ITEM and args[0].constant is None:
+            return self._assumed(args[0])
+        if func is attention.ATTENTION and args[0].device.type != "cpu":
+            return attention.attend(*args, **kwargs)  # arrives whole under inference mode
+        if func is _UNSCALE:
+            args[1]._says = 0.0  # nothing overflowed, so the optimizer steps
         out: Any = self.dispatch(func, types, args, kwargs)
         if func in _REDUCED_IN_PLACE and out.dim() == 0:
             elements = torch.broadcast_shapes(args[0].shape, args[1].shape).numel()
             out.untyped_storage().resize_(max(1, elements) * out.element_size())
         return out
+
+    def _assumed(self, tensor: Any) -> bool | int | float:
+        """What is read of a tensor without values; noted with the line that asks."""
+        known = getattr(tensor, "_says", None)
+        if known is not None:
+            return known
+        value = {torch.bool: False}.get(tensor.dtype, 1.0 if tensor.is_floating_point() else 1)
+        frame = _who_asks()
+        if frame is not None:
+            place = f"{frame.filename}, line {frame.lineno}"
+            self.assumptions.append(f"a value is read in {place}: {value} was taken for it")
+        return value
 
     def _is_plain(self, args: tuple, kwargs: dict[str, Any]) -> bool:
         """Whether the only tensor is args[0], fake, of this mode, and of no known value."""
@@ -120,6 +156,19 @@ class FaithfulFakeMode(FakeTensorMode):
 
     def _is_ours(self, tensor: Any) -> bool:
         return type(tensor) is FakeTensor and tensor.fake_mode is self and tensor.constant is None
+
+
+def _who_asks() -> traceback.FrameSummary | None:
+    """The line outside of PyTorch that reads a tensor's value; None where PyTorch does for itself.
+
+    An optimizer reads its count of steps, say, which changes nothing.
+    """
+    for frame in reversed(traceback.extract_stack()):
+        path = Path(frame.filename)
+        between = path.parent in _OURS and path.name != "prediction.py"
+        if not between and _TORCH not in path.parents:
+            return None if path.parent in _OURS else frame
+    return None
 
 
 @contextmanager

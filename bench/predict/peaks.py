@@ -52,7 +52,7 @@ def run_predict(command: PredictCommand, console: Console) -> int:
     with without_collector():  # which would look through all that was imported on the way
         for method, work in chosen:
             with console.status(f"Predicting {method.name}"):
-                rows.append((method, work, predict_method(method, work)))
+                rows.append((method, work, predict_method(method, work, device=command.device)))
         gc.freeze()
     path = command.out / "runs.csv"
     records = [record(row, command) for row in rows]

@@ -11,33 +11,42 @@ FLOPs are those of the real step, to the byte; only values are missing.
     print(prediction)
 """
 
-import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeCopyMode
 
+from ..data.batches import moved
 from ..ddpm.step import Training, TrainingStep, make_state
+from ..errors import UserError
 from ..harness.process import without_collector
 from ..presets import Overrides, Workload
 from ..probes.cost import Moment, Operator, Phase, StepCost, StepProbe
 from ..probes.flops import dispatched_forward_flops
 from ..probes.memory import Change, Part, tensors_in
-from ..sizes import GIB
+from ..sizes import show_size
 from .alloc_conf import AllocConf
 from .allocator import Block, CachingAllocator, OutOfMemory, Pool
+from .card import on_card
 from .fake import FaithfulFakeMode, faking
+from .own import AllOptimizers, Twins, errors_in_a_line, exchanged, meeting, unwrapped
 
+_WORTH_SAYING = 2**20
+"""Bytes on the host; fewer are an optimizer's counts of steps."""
 Loss = Callable[[nn.Module, Any], Tensor]
+Device = Literal["cuda", "cpu"]
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """One whole training step in steady state: the optimizer has its state. Bytes are bytes."""
+    """One whole training step in steady state: the optimizer has its state. Bytes are bytes.
+
+    Or, where there was no optimizer, one forward pass that keeps nothing for a backward pass.
+    """
 
     parameters: int
     """Number of trained weights."""
@@ -51,6 +60,8 @@ class Prediction:
     """Every dispatched operator, in order."""
     phases: list[Phase]
     """Of each operator."""
+    assumptions: tuple[str, ...] = ()
+    """What was taken for granted where the step asked for a value, a line each."""
 
     @property
     def peak_memory_bytes(self) -> int:
@@ -60,6 +71,11 @@ class Prediction:
     def parts(self) -> dict[Part, int]:
         """What is alive at the peak."""
         return {part: getattr(self.cost, f"{part}_bytes") for part in Part}
+
+    @property
+    def host_bytes(self) -> int:
+        """What the step keeps in the memory of the host, at its own peak; 0 on a CPU."""
+        return self.cost.host_bytes or 0
 
     @property
     def flops_forward(self) -> int | None:
@@ -111,52 +127,72 @@ class Prediction:
         }
 
     def __str__(self) -> str:
-        parts = ", ".join(f"{part} {nbytes / GIB:.3f}" for part, nbytes in self.parts.items())
-        return (
-            f"peak {self.peak_memory_bytes / GIB:.3f} GiB ({parts}), in the {self.peak}; "
+        parts = ", ".join(f"{part} {show_size(nbytes)}" for part, nbytes in self.parts.items())
+        host = (
+            f"; {show_size(self.host_bytes)} on the host"
+            if self.host_bytes >= _WORTH_SAYING
+            else ""
+        )
+        step = (
+            f"peak {show_size(self.peak_memory_bytes)} ({parts}), in the {self.peak}{host}; "
             f"{self.flops_step / 1e9:,.1f} GFLOP a step"
         )
+        return "\n".join([step, *(f"Assumed: {line}" for line in self.assumptions)])
 
 
 def predict(
-    network: nn.Module | str,
+    network: nn.Module | Callable[[], nn.Module] | str,
     batch: Any = None,
-    optimizer: torch.optim.Optimizer | None = None,
+    optimizer: Any = None,
     loss: Loss | None = None,
     *,
+    step: Callable[[nn.Module, Any, Any], Any] | None = None,
+    device: Device = "cuda",
     preset: str = "paper",
     **overrides: Any,
 ) -> Prediction:
     """Predict one training step of your network, or of a method of this benchmark by its name.
 
+    Your objects are used as they are, with fake tensors in place of theirs, and get theirs back:
+    nothing of them is allocated or changed, also where the prediction fails.
+
     Args:
-        network: your module; it is copied to fake tensors, nothing of it is allocated or changed.
-            Hooks on its tensors are not copied. Or the name of a method.
-        batch: what `loss` takes: by default a tensor, or a tuple of the network's arguments.
-        optimizer: over the network's parameters.
+        network: your module, or a function that builds it inside the prediction, where `cuda` is
+            there and nothing is allocated. Or the name of a method.
+        batch: what `loss` takes: by default a tensor, a tuple of the network's arguments or a dict
+            of its keywords. Or a function that makes it.
+        optimizer: over the network's parameters; several, as a list, all step after one backward
+            pass; or a function of the parameters, such as `torch.optim.AdamW`. None: a forward pass
+            without gradients, as in sampling.
         loss: `loss(network, batch) -> scalar`; default: the mean square of the network's output,
             in float32, which stands for any loss without parameters of its own. `torch.autocast`
             belongs in here.
+        step: `step(network, batch, optimizer)`, a whole training step in place of zero_grad,
+            loss, backward and step: accumulation, a GradScaler, clipping, two losses.
+        device: "cuda": what a card needs, by CUDA's rules; "cpu": what this processor needs.
         preset: with a name: the workload (`bench.presets`).
         overrides: with a name: values of the workload (fields of `bench.presets.Overrides`), such
             as `batch_size=8`.
 
     Raises:
-        bench.errors.UserError: for an unknown name, preset, or a workload that cannot be.
-        TypeError: if batch or optimizer are missing, or are given together with a name.
+        bench.errors.UserError: for an unknown name, preset, or a workload that cannot be; for what
+            cannot be predicted, in one line that says what to do.
+        TypeError: if the batch is missing, or is given together with a name.
     """
     if isinstance(network, str):
-        if batch is not None or optimizer is not None or loss is not None:
+        if any(each is not None for each in (batch, optimizer, loss, step)):
             raise TypeError("a method, given by name, brings its own batch, optimizer and loss")
         from ..methods import find_methods
 
         (method,) = find_methods([network])
-        return predict_method(method, method.workload(preset, Overrides(**overrides)))
-    if batch is None or optimizer is None:
-        raise TypeError("predict(network, batch, optimizer): a network of your own needs all three")
+        return predict_method(
+            method, method.workload(preset, Overrides(**overrides)), device=device
+        )
+    if batch is None:
+        raise TypeError("predict(network, batch, optimizer): a network of your own needs a batch")
     if overrides:
         raise TypeError(f"{', '.join(overrides)}: only for a method, given by its name")
-    return _predict_own(network, batch, optimizer, loss or mean_square)
+    return _predict_own(network, batch, optimizer, loss or mean_square, step, device)
 
 
 def predict_method(
@@ -164,30 +200,47 @@ def predict_method(
     work: Workload,
     training: Training | None = None,
     *,
+    device: Device = "cuda",
     count_forward: bool = True,
 ) -> Prediction:
     """The second step of `method` (`bench.methods.Method`) on `work`.
 
     Without `count_forward` there are no `flops_forward`, and a tenth of the time is saved.
     """
-    with without_collector(), faking(FaithfulFakeMode()):
-        network = method.build(work)
-        step = TrainingStep(network, work, training)
+    mode = FaithfulFakeMode()
+    with _on(device, mode) as where, faking(mode):
+        with where:
+            network = method.build(work)
+        step = TrainingStep(network, work, training, where)
         make_state(step.optimizer)
         shape = (work.batch_size, len(work.modality), *(work.volume,) * 3)
-        batch = step.cut(torch.empty(shape))  # on the host: a card need not see whole volumes
-        probe = StepProbe(network, step.optimizer, "cpu", tensors_in(batch))
+        batch = moved(step.cut(torch.empty(shape)), where)  # a card need not see whole volumes
+        probe = StepProbe(network, step.optimizer, where, tensors_in(batch))
         cost = _watched(step, batch, probe)
         if count_forward:
             x_t, t, _, keywords = step.noised(batch)
             cost.flops_forward = dispatched_forward_flops(lambda: network(x_t, t, **keywords))
-    return _prediction(network, probe, cost)
+    return _prediction(network, probe, cost, mode)
 
 
 def mean_square(network: nn.Module, batch: Any) -> Tensor:
-    """The loss that stands for any other; `batch` is a tensor or the network's arguments."""
-    output = network(*batch) if isinstance(batch, (tuple, list)) else network(batch)
+    """The loss that stands for any other; `batch` is a tensor or the network's arguments.
+
+    Raises UserError where the network's output is not one tensor.
+    """
+    output = _output(network, batch)
+    if not isinstance(output, Tensor):
+        raise UserError(
+            f"the network returns a {type(output).__name__}: say what is trained on it, "
+            "loss=lambda network, batch: …"
+        )
     return output.float().square().mean()
+
+
+def _output(network: nn.Module, batch: Any) -> Any:
+    if isinstance(batch, dict):
+        return network(**batch)
+    return network(*batch) if isinstance(batch, (tuple, list)) else network(batch)
 
 
 def simulate_cuda_allocator(
@@ -225,38 +278,99 @@ def simulate_cuda_allocator(
     return allocator.pool()
 
 
+@contextmanager
+def _on(device: Device, mode: FaithfulFakeMode) -> Iterator[torch.device]:
+    """The device of a prediction: the CPU, or the card that `cuda` then is."""
+    with without_collector():
+        if device == "cpu":
+            yield torch.device("cpu")
+        elif device == "cuda":
+            with on_card(mode.assumptions.append) as card:
+                yield card
+        else:
+            raise UserError(f"device {device}: predicted are cuda and cpu")
+
+
 class _OwnStep:
-    """A training step of anybody's network."""
+    """A training step of anybody's network, or a forward pass of it."""
 
-    def __init__(self, network: nn.Module, optimizer: torch.optim.Optimizer, loss: Loss) -> None:
-        self.network, self.optimizer, self.loss = network, optimizer, loss
+    def __init__(
+        self,
+        network: nn.Module,
+        optimizers: Sequence[torch.optim.Optimizer],
+        loss: Loss,
+        step: Callable[[], Any] | None,
+    ) -> None:
+        self.network, self.optimizers, self.loss, self.step = network, optimizers, loss, step
+        self.drawn: Any = None
+        """What a forward pass returns lives on."""
 
-    def __call__(self, batch: Any) -> Tensor:
-        self.optimizer.zero_grad(set_to_none=True)
-        loss = self.loss(self.network, batch)
-        loss.backward()
-        self.optimizer.step()
-        return loss.detach()
+    def __call__(self, batch: Any) -> None:
+        if self.step is not None:
+            self.step()
+        elif not self.optimizers:
+            with torch.no_grad():
+                draw = _output if self.loss is mean_square else self.loss
+                self.drawn = draw(self.network, batch)
+        else:
+            for optimizer in self.optimizers:
+                optimizer.zero_grad(set_to_none=True)
+            self.loss(self.network, batch).backward()
+            for optimizer in self.optimizers:
+                optimizer.step()
 
 
 def _predict_own(
-    network: nn.Module, batch: Any, optimizer: torch.optim.Optimizer, loss: Loss
+    network: Any, batch: Any, optimizer: Any, loss: Loss, step: Any, device: Device
 ) -> Prediction:
     # Constants that a forward pass takes from elsewhere are real; they count as "other".
     mode = FaithfulFakeMode(allow_non_fake_inputs=True)
-    with FakeCopyMode(mode):  # at once, so that the optimizer's parameters are the network's
-        network, batch, optimizer = copy.deepcopy((network, batch, optimizer))
-    with without_collector(), faking(mode):
-        step = _OwnStep(network, optimizer, loss)
-        step(batch)
-        inputs = tensors_in(batch)
-        probe = StepProbe(network, optimizer, next(network.parameters()).device, inputs)
-        cost = _watched(step, batch, probe)
-        cost.flops_forward = dispatched_forward_flops(lambda: loss(network, batch))
-    return _prediction(network, probe, cost)
+    with ExitStack() as stack:
+        where = stack.enter_context(_on(device, mode))
+        twins = Twins(mode, where)
+        stack.enter_context(errors_in_a_line())
+        if not isinstance(network, nn.Module):
+            with faking(mode), where:
+                network = network()
+        if not isinstance(batch, Tensor) and callable(batch):
+            with faking(mode), where:
+                batch = batch()
+        batch = twins.of_all(batch)
+        given = optimizer
+        if not any(p.is_cuda for p in network.parameters()):
+            # Written where the CPU is all there is: a tensor without a device is one of the step's.
+            stack.enter_context(where)
+        if isinstance(optimizer, type) or (callable(optimizer) and not hasattr(optimizer, "step")):
+            with faking(mode):
+                given = optimizer(network.parameters())
+        several = isinstance(given, (list, tuple))
+        optimizers = [unwrapped(each) for each in (given if several else [given] if given else [])]
+        parameters, every = stack.enter_context(exchanged(twins, network, optimizers))
+        stack.enter_context(faking(mode))
+        stack.enter_context(meeting(twins))
+        whole = _with_parameters(network, parameters)
+        own = step and (lambda: step(network, batch, given))
+        once = _OwnStep(network, optimizers, loss, own)
+        if optimizers or step:
+            once(batch)
+        holders: Any = AllOptimizers(every)
+        probe = StepProbe(whole, holders, where, tensors_in(batch))
+        cost = _watched(once, batch, probe)
+        if step is None:
+            cost.flops_forward = dispatched_forward_flops(lambda: loss(network, batch))
+        return _prediction(whole, probe, cost, mode)
 
 
-def _watched(step: Callable[[Any], Tensor], batch: Any, probe: StepProbe) -> StepCost:
+def _with_parameters(network: nn.Module, parameters: Sequence[nn.Parameter]) -> nn.Module:
+    """The network, or it and the parameters that only an optimizer knows: a discriminator's."""
+    own = {id(p) for p in network.parameters()}
+    others = [p for p in parameters if id(p) not in own]
+    if not others:
+        return network
+    return nn.ModuleDict({"network": network, "others": nn.ParameterList(others)})
+
+
+def _watched(step: Callable[[Any], Any], batch: Any, probe: StepProbe) -> StepCost:
     probe.start()
     try:
         step(batch)
@@ -265,7 +379,9 @@ def _watched(step: Callable[[Any], Tensor], batch: Any, probe: StepProbe) -> Ste
     return cost
 
 
-def _prediction(network: nn.Module, probe: StepProbe, cost: StepCost) -> Prediction:
+def _prediction(
+    network: nn.Module, probe: StepProbe, cost: StepCost, mode: FaithfulFakeMode
+) -> Prediction:
     return Prediction(
         parameters=sum(p.numel() for p in network.parameters()),
         cost=cost,
@@ -273,4 +389,5 @@ def _prediction(network: nn.Module, probe: StepProbe, cost: StepCost) -> Predict
         changes=probe.changes,
         operators=probe.trace,
         phases=probe.phases(),
+        assumptions=tuple(dict.fromkeys(mode.assumptions)),
     )

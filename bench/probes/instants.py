@@ -67,8 +67,10 @@ def _positions(operators: Sequence[Operator], changes: Sequence[Change]) -> np.n
     ]
     clock = np.cumsum([0.0, *lengths])
     clock /= clock[-1] or 1.0
-    # A result exists from the start of its operator, what is released until its end.
-    return clock[[max(0, change.operator - (change.nbytes > 0)) for change in changes]]
+    # A result exists from the start of its operator, what is released until its end; where an
+    # operator releases before it allocates, the order of happening stays.
+    at = clock[[max(0, change.operator - (change.nbytes > 0)) for change in changes]]
+    return np.maximum.accumulate(at)
 
 
 def _worth_drawing(

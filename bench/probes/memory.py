@@ -90,6 +90,8 @@ class MemoryProbe(TorchDispatchMode):
         self.layer = ""
         """The layer that is running, where a subclass knows it."""
         self._live: dict[int, Storage] = {}  # by the identity of the storage's Python object
+        self._on_host: dict[int, int] = {}  # bytes of those of the step in the host's memory
+        self._host_peak = 0
         self._finalizers: list[weakref.finalize] = []
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
 
@@ -121,6 +123,7 @@ class MemoryProbe(TorchDispatchMode):
         for finalizer in self._finalizers:
             finalizer.detach()
         self._live.clear()
+        self._on_host.clear()
         parts = self.peak_parts()
         return Peak(
             peak_memory_bytes=sum(parts.values()),
@@ -130,6 +133,7 @@ class MemoryProbe(TorchDispatchMode):
             optimizer_bytes=parts[Part.OPTIMIZER],
             activation_bytes=parts[Part.ACTIVATION],
             other_bytes=parts[Part.OTHER],
+            host_bytes=self._host_peak,
         )
 
     def __torch_dispatch__(
@@ -188,7 +192,11 @@ class MemoryProbe(TorchDispatchMode):
     def _follow(self, tensor: Tensor, part: Part, operator: str) -> None:
         for storage in self._storages(tensor):
             key = id(storage)
-            if key in self._live or tensor.device.type != self.device_type:
+            if key in self._live or key in self._on_host:
+                continue
+            if tensor.device.type != self.device_type:
+                if tensor.device.type == "cpu" and part is not Part.OTHER:
+                    self._follow_on_host(storage)
                 continue
             entry = Storage(storage.nbytes(), part, operator, self.layer)
             self._live[key] = entry
@@ -217,6 +225,11 @@ class MemoryProbe(TorchDispatchMode):
 
     def _record(self, entry: Storage, nbytes: int) -> None:
         self.changes.append(Change(entry, nbytes, len(self.operators)))
+
+    def _follow_on_host(self, storage: torch.UntypedStorage) -> None:
+        self._on_host[id(storage)] = storage.nbytes()
+        self._host_peak = max(self._host_peak, sum(self._on_host.values()))
+        self._finalizers.append(weakref.finalize(storage, self._on_host.pop, id(storage), None))
 
     def _mark_gradient(self, gradient: Tensor | None) -> None:
         if gradient is not None:  # or a parameter got it within the backward pass of a layer

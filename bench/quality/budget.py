@@ -13,7 +13,7 @@ from functools import cache
 
 from ..errors import UserError
 from ..methods import METHODS
-from ..predict import predict_method
+from ..predict import Device, predict_method
 from ..predict.fake import FaithfulFakeMode, faking
 from ..predict.parallel import in_processes
 from ..predict.search import largest_that_fits
@@ -31,6 +31,8 @@ class Question:
     method: str
     work: Workload
     """Whose channels are scaled."""
+    device: Device
+    """That it trains on."""
     limit: int
     """Bytes that one training step may have alive at a time."""
 
@@ -59,7 +61,9 @@ def widest(question: Question) -> Width:
 
     @cache
     def peak(count: int) -> int:
-        return predict_method(method, scaled(count), count_forward=False).peak_memory_bytes
+        work = scaled(count)
+        found = predict_method(method, work, device=question.device, count_forward=False)
+        return found.peak_memory_bytes
 
     start = math.gcd(*work.channels) // step
     # Weights grow with the square of the widths, and so does what an optimizer keeps of them.

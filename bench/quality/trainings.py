@@ -92,7 +92,7 @@ class Trainings(Launcher[QualityCommand, TrainingPlan, QualityRun]):
         ]
         peaks: list[int | None] = [None] * len(chosen)
         if limit is not None:
-            chosen, peaks = self._within(limit, chosen)
+            chosen, peaks = self._within(limit, device.type, chosen)
         return [
             TrainingPlan(
                 **planning.common_fields(
@@ -118,11 +118,13 @@ class Trainings(Launcher[QualityCommand, TrainingPlan, QualityRun]):
             for (method, work), peak in zip(chosen, peaks, strict=True)
         ]  # fmt: skip
 
-    def _within(self, limit: int, chosen: Chosen) -> tuple[Chosen, list[int | None]]:
+    def _within(self, limit: int, device: Any, chosen: Chosen) -> tuple[Chosen, list[int | None]]:
         """Each method as wide as fits, and its predicted peak; said to the person, too."""
         title = f"Looking for the widest networks that train in {show_size(limit)}"
         with self.console.status(title):
-            widths = choose_widths([Question(method.name, work, limit) for method, work in chosen])
+            widths = choose_widths(
+                [Question(method.name, work, device, limit) for method, work in chosen]
+            )
         for (method, _), width in zip(chosen, widths, strict=True):
             channels, wider = (
                 " ".join(map(str, each)) for each in (width.channels, width.next_channels)

@@ -160,6 +160,8 @@ class Peak(Measurement):
     activation_bytes: int | None = None
     other_bytes: int | None = None
     """These five add up to the peak: what was live at that moment."""
+    host_bytes: int | None = None
+    """What the step keeps in the host's memory, at its own peak; 0 where the host is the device."""
 
 
 @dataclass(kw_only=True)

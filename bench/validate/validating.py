@@ -173,7 +173,9 @@ def card_to_cool(command: ValidateCommand, device: str) -> Card | None:
 
 def predict_plan(plan: DevicePlan) -> Predicted:
     """The same step on fake tensors."""
-    found = predict_method(METHODS[plan.method], plan.work, plan.training, count_forward=False)
+    kind: Any = torch.device(plan.device).type
+    method = METHODS[plan.method]
+    found = predict_method(method, plan.work, plan.training, device=kind, count_forward=False)
     conf = parse_alloc_conf(alloc_conf_text(None))
     pool = found.cuda_pool_with(conf) if plan.device != "cpu" else None
     return Predicted(

@@ -12,6 +12,7 @@ from torch import nn
 from torch.distributed._tools.mem_tracker import MemTracker
 
 from bench.ddpm.step import TrainingStep
+from bench.errors import UserError
 from bench.methods import METHODS
 from bench.predict import predict, predict_method
 from bench.presets import Overrides
@@ -56,7 +57,7 @@ def test_every_method_at_small_is_predicted_to_the_byte(name):
     measured["flops_forward"] = forward_flops(step.network, x_t, t, **keywords)
     assert measured.pop("peak_memory_source") == "tensor-storages"
 
-    prediction = predict(name, preset="small")
+    prediction = predict(name, preset="small", device="cpu")
     columns = prediction.columns()
 
     assert {key: columns[key] for key in measured} == measured
@@ -88,7 +89,8 @@ def test_memtracker_agrees_and_naming_layers_changes_nothing(name):
     tracked = tracker.get_tracker_snapshot("peak")[torch.device("cpu")]["Total"]
 
     assert seen[0] == seen[1]
-    assert predict(name, preset="small", **size).peak_memory_bytes == peak == tracked
+    prediction = predict(name, preset="small", device="cpu", **size)
+    assert prediction.peak_memory_bytes == peak == tracked
 
 
 def test_the_whole_volume_is_predicted_without_allocating_it():
@@ -140,7 +142,7 @@ OPTIMIZERS = {
 @pytest.mark.parametrize("optimizer", OPTIMIZERS.values(), ids=OPTIMIZERS)
 def test_ones_own_network_is_predicted_to_the_byte(optimizer):
     network, batch = Net(), torch.randn(64, 16)
-    prediction = predict(network, batch, optimizer(network.parameters()))
+    prediction = predict(network, batch, optimizer(network.parameters()), device="cpu")
 
     measured = measure(
         network, batch, optimizer(network.parameters()), lambda n, b: n(b).square().mean()
@@ -171,7 +173,7 @@ def test_ones_own_loss_is_predicted_to_the_byte(function):
 
     network, batch = Net(), (torch.randn(64, 16), torch.rand(64, 1))
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
-    prediction = predict(network, batch, optimizer, loss)
+    prediction = predict(network, batch, optimizer, loss, device="cpu")
 
     optimizer.zero_grad(set_to_none=True)
     loss(network, batch).backward()
@@ -283,8 +285,10 @@ def test_misuse_is_refused():
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
     with pytest.raises(TypeError, match="brings its own"):
         predict("idm", batch, optimizer)
-    with pytest.raises(TypeError, match="needs all three"):
-        predict(network, batch)
+    with pytest.raises(TypeError, match="needs a batch"):
+        predict(network)
+    with pytest.raises(UserError, match="device mps: predicted are cuda and cpu"):
+        predict(network, batch, optimizer, device="mps")
     with pytest.raises(TypeError, match="batch_size"):
         predict(network, batch, optimizer, batch_size=3)
 
@@ -297,4 +301,6 @@ def test_the_five_lines_of_the_page(capsys):
     exec(code, {})
 
     assert len(lines) == 5
-    assert capsys.readouterr().out.startswith("peak 0.00")
+    assert capsys.readouterr().out.startswith(
+        "peak 5.13 MiB (parameter 1.00 MiB, gradient 1.00 MiB"
+    )
