@@ -95,13 +95,26 @@ def _returning_float32(device: str, operator: Any) -> Callable[..., Any]:
 
     def kernel(*args: Any, **kwargs: Any) -> Any:
         with torch._C._ExcludeDispatchKeyGuard(_WITHOUT_AUTOCAST):
-            if _eligible(device, args[0]) and kwargs.get("dtype") is None:
+            if _eligible(device, args[0]) and _type_asked_for(operator, args, kwargs) is None:
+                args = args[: _place_of_type(operator)]
                 if operator is torch.ops.aten.norm.Scalar and len(args) == 1:
                     args = *args, 2  # its default, which the overload with a type does not have
                 return operator.overloadpacket(*args, **{**kwargs, "dtype": torch.float32})
             return operator(*args, **kwargs)
 
     return kernel
+
+
+def _place_of_type(operator: Any) -> int | None:
+    names = [each.name for each in operator._schema.arguments if not each.kwarg_only]
+    return names.index("dtype") if "dtype" in names else None
+
+
+def _type_asked_for(operator: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
+    place = _place_of_type(operator)
+    if place is not None and len(args) > place:
+        return args[place]
+    return kwargs.get("dtype")
 
 
 def _refuse_binary_cross_entropy(*args: Any, **kwargs: Any) -> Tensor:

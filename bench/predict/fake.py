@@ -20,6 +20,7 @@ from ..probes import memory
 from . import attention
 
 _ITEM = torch.ops.aten._local_scalar_dense.default
+_TO_COPY = torch.ops.aten._to_copy.default
 _UNSCALE = torch.ops.aten._amp_foreach_non_finite_check_and_unscale_.default
 _OURS = (Path(__file__).parent, Path(memory.__file__).parent)
 _TORCH = Path(torch.__file__).parent
@@ -79,6 +80,17 @@ _REDUCED_IN_PLACE = frozenset(
     }
 )
 
+# Their values follow from their arguments: `torch.arange(2, 5).tolist()` is how MONAI's losses name
+# the axes of a volume.
+_COUNTING = frozenset(
+    {
+        torch.ops.aten.arange.default,
+        torch.ops.aten.arange.start,
+        torch.ops.aten.arange.start_step,
+    }
+)
+_FEW = 16
+
 
 class FaithfulFakeMode(FakeTensorMode):
     """A `FakeTensorMode` whose storages are as large as those of the real kernels.
@@ -104,10 +116,16 @@ class FaithfulFakeMode(FakeTensorMode):
         if func in _VIEWS and self._is_plain(args, kwargs):
             with in_kernel_invocation_manager(self):
                 view = func(*args, **kwargs)
-            if isinstance(view, Tensor):
-                return FakeTensor(self, view, args[0].fake_device)
-            return [FakeTensor(self, piece, args[0].fake_device) for piece in view]
+            pieces = [view] if isinstance(view, Tensor) else view
+            fakes = [FakeTensor(self, piece, args[0].fake_device) for piece in pieces]
+            if "_known" in vars(args[0]):
+                known = func(args[0]._known, *args[1:])
+                known = [known] if isinstance(view, Tensor) else known
+                for fake, values in zip(fakes, known, strict=True):
+                    fake._known = values  # type: ignore[attr-defined]
+            return fakes[0] if isinstance(view, Tensor) else fakes
         if func in _IN_PLACE and not kwargs.keys() - {"alpha", "value"} and self._is_simple(args):
+            vars(args[0]).pop("_known", None)
             return args[0]
         if func is _ITEM and args[0].constant is None:
             return self._assumed(args[0])
@@ -116,6 +134,10 @@ class FaithfulFakeMode(FakeTensorMode):
         if func is _UNSCALE:
             args[1]._says = 0.0  # nothing overflowed, so the optimizer steps
         out: Any = self.dispatch(func, types, args, kwargs)
+        if func in _COUNTING and out.numel() <= _FEW:
+            out._known = func(*args, **{**kwargs, "device": "cpu"})
+        if func is _TO_COPY and "_known" in vars(args[0]):
+            out._known = args[0]._known.to(out.dtype)
         if func in _REDUCED_IN_PLACE and out.dim() == 0:
             elements = torch.broadcast_shapes(args[0].shape, args[1].shape).numel()
             out.untyped_storage().resize_(max(1, elements) * out.element_size())
@@ -123,6 +145,8 @@ class FaithfulFakeMode(FakeTensorMode):
 
     def _assumed(self, tensor: Any) -> bool | int | float:
         """What is read of a tensor without values; noted with the line that asks."""
+        if "_known" in vars(tensor):
+            return tensor._known.item()
         known = getattr(tensor, "_says", None)
         if known is not None:
             return known
