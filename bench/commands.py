@@ -124,7 +124,8 @@ class FitCommand:
     """The workload whose batch and volume are varied."""
     overrides: Annotated[Overrides, tyro.conf.OmitArgPrefixes] = field(default_factory=Overrides)
     margin: str = MARGIN
-    """Memory kept free for what is not predicted: the CUDA context, cuDNN's workspaces."""
+    """Memory kept free for what is not predicted: the CUDA context, libraries, cuDNN's workspaces
+    beyond the copies that it is expected to make for 16-bit convolutions."""
     alloc_conf: str | None = None
     """Settings of PyTorch's allocator, as in PYTORCH_ALLOC_CONF, such as
     expandable_segments:True; None: those of that variable."""

@@ -68,7 +68,8 @@ def run_fit(command: FitCommand, console: Console) -> int:
     say(
         console,
         f"A margin of {command.margin} is kept for what is not modelled: {NOT_MODELLED}. "
-        "Change it with --margin. Needs are what PyTorch's allocator gives out at the peak. "
+        "Change it with --margin. Counted beside it, where convolutions run in 16 bits: the copies "
+        "that cuDNN is expected to make. Needs are what PyTorch's allocator gives out at the peak. "
         + (f"The allocator is set to {conf}." if conf else STAR),
     )
     say(console, f"  {path}")

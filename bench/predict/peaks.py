@@ -26,8 +26,8 @@ from .prediction import Prediction, predict_method
 Row = tuple[Method, Workload, Prediction]
 
 NOT_MODELLED = (
-    "the CUDA context (a few hundred MiB, by card and driver), and the workspaces of cuDNN, which "
-    "it chooses on the card, and of cuBLAS (8 to 32 MiB)"
+    "the CUDA context (a few hundred MiB, by card and driver), and the workspaces of cuBLAS (8 to "
+    "32 MiB) and cuDNN, which chooses on the card"
 )
 NOT_IN_THE_NUMBER = (
     "CUDA pool: what PyTorch's caching allocator would hold after two steps, in blocks rounded as "

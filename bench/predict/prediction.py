@@ -27,13 +27,13 @@ from ..harness.process import without_collector
 from ..presets import Overrides, Workload
 from ..probes.cost import Moment, Operator, Phase, StepCost, StepProbe
 from ..probes.flops import dispatched_forward_flops
-from ..probes.memory import Change, Part, tensors_in
+from ..probes.memory import Change, Part, Storage, tensors_in
 from ..sizes import show_size
 from .alloc_conf import AllocConf
 from .allocator import Block, CachingAllocator, OutOfMemory, Pool
 from .card import on_card
 from .fake import FaithfulFakeMode, faking
-from .own import AllOptimizers, Twins, errors_in_a_line, exchanged, inside, meeting, unwrapped
+from .own import AllOptimizers, Twins, errors_in_a_line, exchanged, meeting, unwrapped
 
 _WORTH_SAYING = 2**20
 """Bytes on the host; fewer are an optimizer's counts of steps."""
@@ -89,9 +89,12 @@ class Prediction:
         return self.cost.flops_step
 
     def fits_cuda(self, capacity: int, conf: AllocConf | None = None) -> bool:
-        """Whether the caching allocator gets through two steps with so many bytes of its own."""
+        """Whether the caching allocator gets through two steps with so many bytes of its own.
+
+        With the workspaces that cuDNN is expected to take.
+        """
         try:
-            simulate_cuda_allocator(self.changes, capacity, conf)
+            simulate_cuda_allocator(self._with_workspaces(), capacity, conf)
         except OutOfMemory:
             return False
         return True
@@ -118,6 +121,28 @@ class Prediction:
     def cuda_pool_with(self, conf: AllocConf | None) -> Pool:
         """The same under other settings of the allocator (`PYTORCH_ALLOC_CONF`)."""
         return simulate_cuda_allocator(self.changes, conf=conf)
+
+    @cached_property
+    def cuda_pool_with_workspaces(self) -> Pool:
+        """The same with what cuDNN is expected to take for convolutions of volumes.
+
+        An estimate (`bench.probes.cost.expected_workspace`), where `cuda_pool` is counted.
+        """
+        return simulate_cuda_allocator(self._with_workspaces())
+
+    def _with_workspaces(self) -> list[Change]:
+        """Each workspace is taken when the operator's outputs are there, and given back."""
+        changes: list[Change] = []
+        for change, following in zip(self.changes, [*self.changes[1:], None], strict=True):
+            changes.append(change)
+            last = following is None or following.nbytes < 0 or following.operator > change.operator
+            if change.nbytes > 0 and last and change.storage.operator:
+                nbytes = self.operators[change.operator - 1].workspace
+                if nbytes:
+                    space = Storage(nbytes, Part.OTHER, "workspace", change.storage.layer)
+                    changes.append(Change(space, nbytes, change.operator))
+                    changes.append(Change(space, -nbytes, change.operator))
+        return changes
 
     def columns(self) -> dict[str, Any]:
         """As in `runs.csv` (`bench.records.rows.Record`)."""
@@ -208,7 +233,9 @@ def predict_method(
     Without `count_forward` there are no `flops_forward`, and a tenth of the time is saved.
     """
     mode = FaithfulFakeMode()
-    with _on(device, mode) as where, faking(mode):
+    cudnn = torch.backends.cudnn
+    ieee = cudnn.flags(enabled=cudnn.enabled, allow_tf32=False)  # as `run` computes float32
+    with ieee, _on(device, mode) as where, faking(mode):
         with where:
             network = method.build(work)
         step = TrainingStep(network, work, training, where)
@@ -345,16 +372,15 @@ def _predict_own(
                 given = optimizer(network.parameters())
         several = isinstance(given, (list, tuple))
         optimizers = [unwrapped(each) for each in (given if several else [given] if given else [])]
-        parameters = stack.enter_context(exchanged(twins, network, optimizers))
+        parameters, every = stack.enter_context(exchanged(twins, network, optimizers))
         stack.enter_context(faking(mode))
         stack.enter_context(meeting(twins))
-        whole = _with_parameters(inside(network, mode.assumptions.append), parameters)
+        whole = _with_parameters(network, parameters)
         own = step and (lambda: step(network, batch, given))
         once = _OwnStep(network, optimizers, loss, own)
-        holders: Any = AllOptimizers(optimizers)
         if optimizers or step:
-            with holders.noticing():
-                once(batch)
+            once(batch)
+        holders: Any = AllOptimizers(every)
         probe = StepProbe(whole, holders, where, tensors_in(batch))
         cost = _watched(once, batch, probe)
         if step is None:

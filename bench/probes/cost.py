@@ -27,6 +27,10 @@ class Phase(StrEnum):
     OPTIMIZER = "optimizer"
 
 
+_CONVOLUTION = torch.ops.aten.convolution.default
+_CONVOLUTION_BACKWARD = torch.ops.aten.convolution_backward.default
+
+
 @dataclass(frozen=True, slots=True)
 class Operator:
     """One dispatched operator."""
@@ -38,6 +42,8 @@ class Operator:
     traffic: int
     """Bytes of the tensors that it reads and writes; 0 for a view."""
     in_backward: bool
+    workspace: int = 0
+    """Bytes that cuDNN is expected to take on a card beside the tensors, and to give back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +100,10 @@ class StepProbe(MemoryProbe):
         moved = 0 if func.is_view else sum([tensor.nbytes for tensor in tensors])
         flops = int(flops_of(func, args, kwargs, out))
         in_backward = torch._C._current_graph_task_id() != -1
-        self.trace.append(Operator(operator_name(func), self.layer, flops, moved, in_backward))
+        scratch = expected_workspace(func, args, out)
+        self.trace.append(
+            Operator(operator_name(func), self.layer, flops, moved, in_backward, scratch)
+        )
 
     def phases(self) -> list[Phase]:
         """The phase of each operator."""
@@ -123,3 +132,28 @@ class StepProbe(MemoryProbe):
             change.storage.operator,
             {key: nbytes for key, nbytes in sorted(holdings.items()) if nbytes},
         )
+
+
+def expected_workspace(func: Any, args: tuple, out: Any) -> int:
+    """Bytes of the channels-last copies that cuDNN makes for a convolution of volumes.
+
+    Tensor cores read and write channels last; where a volume lies otherwise, copies of input,
+    weights and output are the workspace. They compute 16-bit numbers, and float32 where PyTorch may
+    take TF32. It is an estimate: cuDNN chooses its kernels on the card, and takes others where
+    memory is short. docs/validation.md has what speaks for it.
+    """
+    if func is _CONVOLUTION:
+        tensors = (args[0], args[1], out)
+    elif func is _CONVOLUTION_BACKWARD:
+        tensors = args[:3]  # the gradient of the output, the input, the weights
+    else:
+        return 0
+    volume = args[0]
+    on_tensor_cores = volume.dtype in (torch.float16, torch.bfloat16) or (
+        volume.dtype is torch.float32 and torch.backends.cudnn.allow_tf32
+    )
+    if volume.dim() != 5 or not on_tensor_cores:
+        return 0
+    if volume.is_contiguous(memory_format=torch.channels_last_3d):
+        return 0
+    return sum(tensor.nbytes for tensor in tensors)

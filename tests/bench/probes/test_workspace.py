@@ -1,0 +1,50 @@
+"""What cuDNN is expected to take: channels-last copies of what a convolution reads and writes."""
+
+import pytest
+import torch
+from torch import nn
+
+from bench.probes.cost import StepProbe
+
+SIDES = (4, 6, 8)
+
+
+def workspaces(convolution, volume):
+    optimizer = torch.optim.SGD(convolution.parameters(), lr=0.1)
+    probe = StepProbe(convolution, optimizer, "cpu", [volume])
+    probe.start()
+    convolution(volume).float().sum().backward()
+    probe.stop()
+    return {o.name: o.workspace for o in probe.trace if "convolution" in o.name}
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_16_bit_convolution_of_volumes_is_copied(dtype):
+    convolution = nn.Conv3d(2, 3, 3, padding=1, bias=False).to(dtype)
+    volume = torch.randn(5, 2, *SIDES, dtype=dtype, requires_grad=True)
+    voxels = 5 * 4 * 6 * 8
+    nbytes = 2 * (voxels * 2 + voxels * 3 + 2 * 3 * 27)
+
+    assert set(workspaces(convolution, volume).values()) == {nbytes}
+    assert len(workspaces(convolution, volume)) == 2  # forward and backward
+
+
+def test_float32_is_copied_only_where_it_may_be_tf32():
+    convolution, volume = nn.Conv3d(2, 3, 1, bias=False), torch.randn(1, 2, *SIDES)
+    with torch.backends.cudnn.flags(allow_tf32=True):
+        allowed = workspaces(convolution, volume)
+    with torch.backends.cudnn.flags(allow_tf32=False):
+        ieee = workspaces(convolution, volume)
+
+    assert set(allowed.values()) == {4 * (192 * 2 + 192 * 3 + 6)}
+    assert set(ieee.values()) == {0}
+
+
+def test_channels_last_and_images_are_not_copied():
+    half = torch.bfloat16
+    volume = torch.randn(1, 8, *SIDES, dtype=half).to(memory_format=torch.channels_last_3d)
+    convolution = nn.Conv3d(8, 8, 3).to(half).to(memory_format=torch.channels_last_3d)
+    image = torch.randn(1, 8, 6, 8, dtype=half)
+
+    assert workspaces(convolution, volume)["aten.convolution.default"] == 0
+    assert set(workspaces(nn.Conv2d(8, 8, 3).to(half), image).values()) == {0}
