@@ -1,6 +1,8 @@
 """Predictions against published figures: what docs/validation.md says is what is predicted."""
 
+import re
 import statistics
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,6 +10,7 @@ import pytest
 pytest.importorskip("memcnn", reason="the extra `peers`")
 pytest.importorskip("dynamic_network_architectures", reason="the extra `peers`")
 
+from bench.sizes import GIB, MARGIN, parse_size
 from docs.validation import comparison
 from docs.validation.cases import CASES
 
@@ -29,16 +32,49 @@ def test_a_slower_prediction_is_the_committed_one_to_the_byte(key):
 
 def test_every_row_is_predicted_or_has_a_reason():
     for key, row in ROWS.items():
-        waits = key in CASES and CASES[key].card_rules and not comparison.CARD_RULES
-        assert (key in PREDICTED) + waits + bool(row["not_predicted"]) == 1, key
-    assert list(PREDICTED) == comparison.predictable()
+        assert (key in PREDICTED) + bool(row["not_predicted"]) == 1, key
+    assert list(PREDICTED) == list(CASES)
 
 
-def test_figures_are_met_within_ten_percent_and_the_median_within_five():
-    shares = [abs(share) for share in comparison.deviations(ROWS, PREDICTED).values()]
-    assert len(shares) >= 8
-    assert max(shares) <= 0.10
-    assert statistics.median(shares) <= 0.05
+def test_the_median_is_within_five_percent_and_the_page_explains_what_is_beyond_ten():
+    shares = comparison.deviations(ROWS, PREDICTED)
+    assert len(shares) >= 30
+    assert statistics.median(map(abs, shares.values())) <= 0.05
+    beyond = {key[0] for key, share in shares.items() if abs(share) > 0.10}
+    assert beyond == {"P02", "P19", "P59"}
+    page = comparison.PAGE.read_text(encoding="utf-8")
+    explained = page.partition("## Beyond 10 %")[2].partition("\n## ")[0]
+    assert set(re.findall(r"- \*\*(P\d+)\*\*", explained)) == beyond
+    within = len(shares) - len(beyond)
+    assert f"\n{within} of {len(shares)} figures are within 10 %" in page
+
+
+def test_workspaces_bring_the_figures_nearer():
+    """What the page says for the rule: of the figures that it changes, most are nearer with it."""
+    nearer, farther = [], []
+    for key, share in comparison.deviations(ROWS, PREDICTED).items():
+        found, row = PREDICTED[key], ROWS[key]
+        bare = replace(
+            found, allocated_with_workspaces=found.allocated,
+            reserved_with_workspaces=found.reserved,
+        )  # fmt: skip
+        without = comparison.deviation(row, bare)
+        if share != without:
+            (nearer if abs(share) < abs(without) else farther).append(key[0])
+    assert len(nearer) >= 14
+    assert set(farther) <= {"P17", "P47", "P59"}
+
+
+def test_the_default_margin_covers_every_process_without_cudnn_benchmark():
+    """docs/predict.md: nnU-Net and SegResNet set it, and need two."""
+    margin = parse_size(MARGIN, "the margin")
+    beyond = {
+        key[0]
+        for key, found in PREDICTED.items()
+        if ROWS[key]["relation"] == "=" and ROWS[key]["counted"] != "activations"
+        and float(ROWS[key]["gib"]) * GIB > found.reserved_with_workspaces + margin
+    }  # fmt: skip
+    assert beyond == {"P19", "P38"}
 
 
 def test_bounds_hold():

@@ -1,6 +1,6 @@
 """Predictions beside published figures: docs/validation.md, its picture, and the CSV of both.
 
-    python -m docs.validation    # a minute on two cores
+    python -m docs.validation    # two minutes on two cores
 
 Needs the packages of the extra `peers`. One rule for all rows decides which prediction a figure is
 compared with; nothing is fitted to a row.
@@ -8,13 +8,14 @@ compared with; nothing is fitted to a row.
 
 import csv
 import statistics
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
 import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from torch import nn
 
 from bench.predict import Prediction
 from bench.predict.parallel import in_processes
@@ -22,6 +23,7 @@ from bench.sizes import GIB
 
 from .cases import CASES, Key
 from .revnets import activation_bytes
+from .setup import Setup
 
 ROOT = Path(__file__).parents[2]
 PUBLISHED = ROOT / "results" / "published_memory.csv"
@@ -32,8 +34,6 @@ BEGIN, END = "<!-- table -->", "<!-- end of the table -->"
 
 CONTEXT = GIB // 2
 """Of a process beside its pool; where it comes from: docs/validation.md."""
-CARD_RULES = False
-"""Whether `predict` follows a card: CUDA's autocast lists, sampling. Rows that need it wait."""
 
 
 @dataclass(frozen=True)
@@ -44,32 +44,35 @@ class Predicted:
     variant: str
     allocated: int
     reserved: int
+    """As `predict` counts them: tensors, in the blocks of PyTorch's allocator."""
+    allocated_with_workspaces: int
+    reserved_with_workspaces: int
+    """And with what cuDNN is expected to take for 16-bit convolutions."""
     activations: int | None = None
 
     def counted(self, kind: str) -> int:
         """What a figure of this kind is compared with; unstated ones with the pool."""
         return {
-            "allocated": self.allocated,
-            "unstated": self.reserved,
-            "process": self.reserved + CONTEXT,
+            "allocated": self.allocated_with_workspaces,
+            "unstated": self.reserved_with_workspaces,
+            "process": self.reserved_with_workspaces + CONTEXT,
             "activations": self.activations or 0,
         }[kind]
 
 
 def predict_case(key: Key) -> Predicted:
     setup = CASES[key].build()
-    if isinstance(setup, Prediction):
-        pool, activations = setup.cuda_pool, None
-    else:
-        prediction = setup.predict()
-        pool = prediction.cuda_pool
-        counts = published()[key]["counted"] == "activations"
-        activations = activation_bytes(prediction, setup.network) if counts else None
-    return Predicted(*key, pool.peak_allocated, pool.reserved, activations)
-
-
-def predictable() -> list[Key]:
-    return [key for key, case in CASES.items() if CARD_RULES or not case.card_rules]
+    prediction = setup if isinstance(setup, Prediction) else setup.predict()
+    activations = None
+    if published()[key]["counted"] == "activations":
+        assert isinstance(setup, Setup)
+        assert isinstance(setup.network, nn.Module)
+        activations = activation_bytes(prediction, setup.network)
+    counted, expected = prediction.cuda_pool, prediction.cuda_pool_with_workspaces
+    return Predicted(
+        *key, counted.peak_allocated, counted.reserved,
+        expected.peak_allocated, expected.reserved, activations,
+    )  # fmt: skip
 
 
 def published() -> dict[Key, dict[str, str]]:
@@ -80,41 +83,34 @@ def published() -> dict[Key, dict[str, str]]:
 def read_predicted() -> dict[Key, Predicted]:
     with PREDICTED.open(newline="", encoding="utf-8") as file:
         return {
-            (row["id"], row["variant"]): Predicted(
-                row["id"], row["variant"], int(row["allocated_bytes"]), int(row["reserved_bytes"]),
-                int(row["activation_bytes"]) if row["activation_bytes"] else None,
-            )
-            for row in csv.DictReader(file)
-        }  # fmt: skip
+            (id_, variant): Predicted(id_, variant, *(int(each) if each else None for each in rest))  # type: ignore[arg-type]
+            for id_, variant, *rest in list(csv.reader(file))[1:]
+        }
 
 
 def write_predicted(rows: list[Predicted]) -> None:
     with PREDICTED.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
-        names = ("id", "variant", "allocated_bytes", "reserved_bytes", "activation_bytes")
-        writer.writerow(names)
-        for row in rows:
-            writer.writerow([row.id, row.variant, row.allocated, row.reserved, row.activations])
+        writer.writerow([field.name for field in fields(Predicted)])
+        writer.writerows(astuple(row) for row in rows)
 
 
 def deviation(row: dict[str, str], found: Predicted) -> float | None:
     """Of the prediction from the figure, as a share; None where the figure is a bound."""
-    if row["relation"] != "=":
-        return None
-    figure = float(row["gib"])
-    return found.counted(row["counted"]) / GIB / figure - 1
+    return _ratio(row, found) - 1 if row["relation"] == "=" else None
 
 
 def holds(row: dict[str, str], found: Predicted) -> bool:
     """Whether a prediction keeps to a published bound."""
-    needed, bound = found.counted(row["counted"]) / GIB, float(row["gib"])
-    return needed > bound if row["relation"] == ">" else needed <= bound
+    ratio = _ratio(row, found)
+    return ratio > 1 if row["relation"] == ">" else ratio <= 1
 
 
 def table(rows: dict[Key, dict[str, str]], predicted: dict[Key, Predicted]) -> list[str]:
     lines = [
-        "| | setting | published (GiB) | counts | allocated | reserved | compared | deviation |",
-        "|---|---|--:|---|--:|--:|--:|--:|",
+        "| | setting | published | counts | allocated | reserved | with workspaces | compared "
+        "| deviation |",
+        "|---|---|--:|---|--:|--:|--:|--:|--:|",
     ]
     for key, found in predicted.items():
         row = rows[key]
@@ -126,6 +122,8 @@ def table(rows: dict[Key, dict[str, str]], predicted: dict[Key, Predicted]) -> l
             f"| {row['id']} | {name}, {row['volume_or_patch']} × {row['batch']}, "
             f"{row['precision']} | {relation}{float(row['gib']):.3g} | {row['counted']} | "
             f"{found.allocated / GIB:.3g} | {found.reserved / GIB:.3g} | "
+            f"{found.allocated_with_workspaces / GIB:.3g}, "
+            f"{found.reserved_with_workspaces / GIB:.3g} | "
             f"{found.counted(row['counted']) / GIB:.3g} | {verdict} |"
         )
     shares = [abs(each) for each in deviations(rows, predicted).values()]
@@ -133,7 +131,7 @@ def table(rows: dict[Key, dict[str, str]], predicted: dict[Key, Predicted]) -> l
     lines += [
         "",
         f"{len(shares)} figures: median deviation {statistics.median(shares):.1%}, "
-        f"largest {max(shares):.1%}, {within} within 10 %. "
+        f"{within} within 10 %, largest {max(shares):.1%}. "
         f"{len(predicted) - len(shares)} bounds.",
         "",
         "Not predicted:",
@@ -143,13 +141,9 @@ def table(rows: dict[Key, dict[str, str]], predicted: dict[Key, Predicted]) -> l
     ]
     for key, row in rows.items():
         if key not in predicted:
-            reason = row["not_predicted"] or (
-                "needs a card's rules: "
-                + ("sampling" if row["kind"] == "sample" else "CUDA's autocast")
-            )
             name = " ".join(part for part in (row["model"], row["variant"]) if part)
             figure = f"{row['figure']} {row['unit_as_written']}"
-            lines.append(f"| {row['id']} | {name} | {figure} | {reason} |")
+            lines.append(f"| {row['id']} | {name} | {figure} | {row['not_predicted']} |")
     return lines
 
 
@@ -161,30 +155,37 @@ def deviations(
 
 
 def draw(rows: dict[Key, dict[str, str]], predicted: dict[Key, Predicted]) -> None:
-    figure, axes = plt.subplots(figsize=(5.5, 5), dpi=150, layout="constrained")
-    sizes = [float(rows[key]["gib"]) for key in predicted]
-    ends = (min(sizes) / 1.6, max(sizes) * 1.6)
-    axes.fill_between(ends, [0.9 * e for e in ends], [1.1 * e for e in ends], color="0.9", lw=0)
-    axes.plot(ends, ends, color="0.5", lw=0.8)
+    """Deviations from figures; bounds; what lies beyond a tenth has its name."""
+    figure, axes = plt.subplots(figsize=(6.5, 4), dpi=150, layout="constrained")
+    axes.axhspan(-10, 10, color="0.93", lw=0)
+    axes.axhline(0, color="0.5", lw=0.8)
     markers = {"=": ("o", "figure"), "<=": ("v", "upper bound"), ">": ("^", "lower bound")}
     for relation, (marker, label) in markers.items():
         keys = [key for key in predicted if rows[key]["relation"] == relation]
         x = [float(rows[key]["gib"]) for key in keys]
-        y = [predicted[key].counted(rows[key]["counted"]) / GIB for key in keys]
+        y = [100 * (_ratio(rows[key], predicted[key]) - 1) for key in keys]
         filled = "C0" if relation == "=" else "none"
         axes.plot(x, y, marker, color="C0", markerfacecolor=filled, ls="", ms=5, label=label)
-    for key, found in predicted.items():
-        needed = found.counted(rows[key]["counted"]) / GIB
-        axes.annotate(key[0], (float(rows[key]["gib"]), needed), (4, -9), fontsize=6,
-                      textcoords="offset points")  # fmt: skip
-    axes.set(xscale="log", yscale="log", xlim=ends, ylim=ends, aspect="equal",
-             xlabel="published (GiB)", ylabel="predicted, as the figure counts (GiB)")  # fmt: skip
-    axes.legend(frameon=False, title="grey: within 10 %")
+        beyond = [place for place in zip(keys, x, y, strict=True) if abs(place[2]) > 10]
+        for number, (key, left, height) in enumerate(beyond):
+            side = number % 2  # neighbours on either side
+            axes.annotate(
+                f"{key[0]} {rows[key]['model'].split(',')[0]}", (left, height), (5 - 10 * side, -2),
+                textcoords="offset points", ha=("left", "right")[side], fontsize=6,
+            )  # fmt: skip
+    axes.set(xscale="log", xlim=(0.05, 400), xlabel="published (GiB)",
+             ylabel="deviation of the prediction (%)")  # fmt: skip
+    axes.legend(frameon=False, fontsize=8, loc="lower left", title="grey: within 10 %",
+                title_fontsize=8)  # fmt: skip
     figure.savefig(PICTURE, metadata={"Software": None})
 
 
+def _ratio(row: dict[str, str], found: Predicted) -> float:
+    return found.counted(row["counted"]) / GIB / float(row["gib"])
+
+
 def main() -> None:
-    write_predicted(list(in_processes(predict_case, predictable())))
+    write_predicted(list(in_processes(predict_case, CASES)))
     rows, predicted = published(), read_predicted()
     draw(rows, predicted)
     before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)

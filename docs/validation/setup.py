@@ -12,12 +12,14 @@ from bench.predict import Prediction, predict
 
 @dataclass(frozen=True)
 class Setup:
-    """Without an optimizer and a loss: a forward pass that stores nothing for a backward pass."""
+    """Without an optimizer and a loss: a forward pass that stores nothing for a backward pass.
 
-    network: nn.Module
+    All of it as `bench.predict.predict` takes it, so that it may be functions that build it.
+    """
+
+    network: nn.Module | Callable[[], nn.Module]
     batch: Any
-    """What the loss takes, or else the network's arguments."""
-    optimizer: torch.optim.Optimizer | None = None
+    optimizer: torch.optim.Optimizer | Callable[..., torch.optim.Optimizer] | None = None
     loss: Callable[[nn.Module, Any], Tensor] | None = None
 
     def predict(self) -> Prediction:
