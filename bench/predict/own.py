@@ -17,12 +17,14 @@ from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
+from torch._dynamo import OptimizedModule
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
     DynamicOutputShapeException,
     FakeTensor,
     FakeTensorMode,
 )
+from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from torch.utils._pytree import tree_map_only
@@ -92,17 +94,18 @@ class Twins:
 @contextmanager
 def exchanged(
     twins: Twins, network: nn.Module, optimizers: Optimizers
-) -> Iterator[tuple[list[nn.Parameter], Optimizers]]:
+) -> Iterator[list[nn.Parameter]]:
     """Twins inside every module and optimizer that holds the network's parameters.
 
-    Yields the twins of all parameters that are trained, and all optimizers. Afterwards each object
-    has its own again: tensors, other attributes, and what lay in lists, dictionaries and sets among
-    them.
+    Yields the twins of all parameters that are trained. Afterwards each object, and any other
+    module, has its own again: tensors, other attributes, and what lay in lists, dictionaries and
+    sets among them.
     """
     trained = {id(p): p for p in _parameters(network, optimizers)}
-    modules, holders = _holders(trained, network, optimizers)
+    everywhere = _living(nn.Module, "_parameters")  # a loss calls modules that nobody named
+    modules, holders = _holders(trained, network, optimizers, everywhere)
     real_gradients = [(p, p.grad) for p in trained.values()]
-    before = [_Snapshot(each) for each in (*modules, *holders)]
+    before = [_Snapshot(each) for each in (*everywhere, *holders)]
     handles: list[Any] = []
     try:
         for module in modules:
@@ -114,7 +117,7 @@ def exchanged(
             _exchange_optimizer(optimizer, twins)
         for parameter in trained.values():
             handles += _copy_hooks(parameter, twins.of(parameter))
-        yield [twins.of(p) for p in trained.values()], holders  # type: ignore[misc]
+        yield [twins.of(p) for p in trained.values()]  # type: ignore[misc]
     finally:
         for handle in handles:
             handle.remove()
@@ -139,15 +142,34 @@ def meeting(twins: Twins) -> Iterator[None]:
         )
         # A compiled network runs as it was written, one that is replicated without its replicas.
         stack.enter_context(torch.compiler.set_stance("force_eager"))
-        stack.enter_context(
-            patch.object(
-                nn.parallel.DistributedDataParallel,
-                "forward",
-                lambda self, *args, **kwargs: self.module(*args, **kwargs),
-            )
-        )
+        for wrapper in _WRAPPERS:
+
+            def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+                return inside(self)(*args, **kwargs)
+
+            stack.enter_context(patch.object(wrapper, "__call__", call))
         stack.enter_context(_Meeting(twins))
         yield
+
+
+_WRAPPERS: dict[type[nn.Module], tuple[str, str]] = {
+    OptimizedModule: ("_orig_mod", "torch.compile: predicted as not compiled"),
+    nn.parallel.DistributedDataParallel: (
+        "module",
+        "DistributedDataParallel: predicted without its buckets, which take as many bytes as the "
+        "gradients unless gradient_as_bucket_view=True",
+    ),
+}
+"""Modules around a network that change how it runs: where it is, and what a prediction says."""
+
+
+def inside(network: nn.Module, note: Callable[[str], None] = lambda text: None) -> nn.Module:
+    """The network without what `torch.compile` and DDP put around it; `note` is told of it."""
+    for wrapper, (name, text) in _WRAPPERS.items():
+        if isinstance(network, wrapper):
+            note(text)
+            return inside(getattr(network, name), note)
+    return network
 
 
 class _Meeting(TorchFunctionMode):
@@ -172,10 +194,26 @@ def _with_twins(value: Any, twins: Twins) -> Any:
 
 
 class AllOptimizers:
-    """Several optimizers as one, for a probe, which asks for nothing but their state."""
+    """Several optimizers as one, for a probe, which asks for nothing but their state.
+
+    They are those that were given, and within `noticing` those that step, also if nobody named
+    them. One that does not step is no part of the prediction.
+    """
 
     def __init__(self, optimizers: Optimizers) -> None:
-        self.optimizers = optimizers
+        self.optimizers = list(optimizers)
+
+    @contextmanager
+    def noticing(self) -> Iterator[None]:
+        def stepped(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+            if not any(optimizer is each for each in self.optimizers):
+                self.optimizers.append(optimizer)
+
+        hook = register_optimizer_step_post_hook(stepped)
+        try:
+            yield
+        finally:
+            hook.remove()
 
     @property
     def state(self) -> dict[Any, Any]:
@@ -261,7 +299,10 @@ def _parameters(network: nn.Module, optimizers: Optimizers) -> Iterator[nn.Param
 
 
 def _holders(
-    trained: Mapping[int, Tensor], network: nn.Module, optimizers: Optimizers
+    trained: Mapping[int, Tensor],
+    network: nn.Module,
+    optimizers: Optimizers,
+    everywhere: Iterable[nn.Module],
 ) -> tuple[list[nn.Module], list[torch.optim.Optimizer]]:
     """Modules and optimizers with any of these parameters: also those that nobody named.
 
@@ -270,21 +311,27 @@ def _holders(
     """
     modules = {id(module): module for module in network.modules()}
     found = {id(optimizer): optimizer for optimizer in optimizers}
-    for each in gc.get_objects():
-        kind = type(each)
-        if issubclass(kind, nn.Module) and "_parameters" in vars(each):
-            if any(id(p) in trained for p in each._parameters.values()):
-                modules[id(each)] = each
-        elif issubclass(kind, torch.optim.Optimizer) and "param_groups" in vars(each):
-            groups = each.param_groups
-            if any(id(p) in trained for group in groups for p in group["params"]):
-                found[id(each)] = each
+    for module in everywhere:
+        if any(id(p) in trained for p in module._parameters.values()):
+            modules[id(module)] = module
+    for optimizer in _living(torch.optim.Optimizer, "param_groups"):
+        if any(id(p) in trained for group in optimizer.param_groups for p in group["params"]):
+            found[id(optimizer)] = optimizer
     for module in modules.values():
         if isinstance(module, torch.jit.ScriptModule):
             raise UserError(
                 "a scripted network cannot be predicted; give the one that was scripted"
             )
     return list(modules.values()), list(found.values())
+
+
+def _living(kind: type[Any], attribute: str) -> list[Any]:
+    """All objects of this kind that are complete."""
+    return [
+        each
+        for each in gc.get_objects()
+        if issubclass(type(each), kind) and attribute in vars(each)
+    ]
 
 
 def _exchange_optimizer(optimizer: torch.optim.Optimizer, twins: Twins) -> None:

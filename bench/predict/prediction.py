@@ -33,7 +33,7 @@ from .alloc_conf import AllocConf
 from .allocator import Block, CachingAllocator, OutOfMemory, Pool
 from .card import on_card
 from .fake import FaithfulFakeMode, faking
-from .own import AllOptimizers, Twins, errors_in_a_line, exchanged, meeting, unwrapped
+from .own import AllOptimizers, Twins, errors_in_a_line, exchanged, inside, meeting, unwrapped
 
 _WORTH_SAYING = 2**20
 """Bytes on the host; fewer are an optimizer's counts of steps."""
@@ -372,15 +372,16 @@ def _predict_own(
                 given = optimizer(network.parameters())
         several = isinstance(given, (list, tuple))
         optimizers = [unwrapped(each) for each in (given if several else [given] if given else [])]
-        parameters, every = stack.enter_context(exchanged(twins, network, optimizers))
+        parameters = stack.enter_context(exchanged(twins, network, optimizers))
         stack.enter_context(faking(mode))
         stack.enter_context(meeting(twins))
-        whole = _with_parameters(network, parameters)
+        whole = _with_parameters(inside(network, mode.assumptions.append), parameters)
         own = step and (lambda: step(network, batch, given))
         once = _OwnStep(network, optimizers, loss, own)
+        holders: Any = AllOptimizers(optimizers)
         if optimizers or step:
-            once(batch)
-        holders: Any = AllOptimizers(every)
+            with holders.noticing():
+                once(batch)
         probe = StepProbe(whole, holders, where, tensors_in(batch))
         cost = _watched(once, batch, probe)
         if step is None:
