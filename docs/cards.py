@@ -2,8 +2,8 @@
 
     python -m docs.cards    # from results/cards/*.csv
 
-To add a card: `python -m bench validate --preset equal` on it, and the file named after the card and
-its PyTorch into results/cards/.
+To add a card: `python -m bench validate --preset equal` on it, and the file named after the card
+and its PyTorch into results/cards/.
 """
 
 from pathlib import Path

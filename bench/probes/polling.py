@@ -13,6 +13,8 @@ from ..errors import last_line
 from ..records.rows import Measurement, Polling, Reading
 from . import SampledProbe, Span
 
+_PATIENCE_S = 30.0
+
 
 @contextmanager
 def polling(
@@ -27,7 +29,8 @@ def polling(
     reading costs falls on the others. No reading of all probes comes between a start and the
     window, and one that is under way when the window ends is cut short.
 
-    A probe that fails is left out from then on, with a warning: measuring must not end a trial.
+    A probe that fails is left out from then on, with a warning: measuring must not end a trial. So
+    is one whose reading does not come back (a driver that hangs) half a minute after the window.
 
     Args:
         send: is given each reading, as `send("sample", **columns of samples.csv)`; it may raise
@@ -46,6 +49,15 @@ def polling(
         working.remove(probe)
         text = f"{type(probe).__name__} failed at {at}: {last_line(error)}"
         found.append(Measurement(warnings=(text,)))
+
+    def finish(probe: SampledProbe, sample: dict[str, Any]) -> None:
+        sample |= read(probe)
+        if probe not in working:
+            return
+        try:
+            found.append(probe.stop(window))
+        except Exception as error:
+            failed(probe, "stop", error)
 
     def read(probe: SampledProbe) -> dict[str, Any]:
         begin = time.perf_counter()
@@ -92,16 +104,15 @@ def polling(
         if window.end == math.inf:
             window.end = time.perf_counter()
         stop.set()
-        thread.join()
+        thread.join(_PATIENCE_S)
         sample = {"elapsed_s": time.perf_counter() - started}
         for probe in reversed(list(working)):
-            sample |= read(probe)
-            if probe not in working:
-                continue
-            try:
-                found.append(probe.stop(window))
-            except Exception as error:
-                failed(probe, "stop", error)
+            end = threading.Thread(target=finish, args=(probe, sample), daemon=True)
+            end.start()
+            end.join(_PATIENCE_S)
+            if end.is_alive():
+                hangs = TimeoutError(f"no answer for {_PATIENCE_S:g} s")
+                failed(probe, "stop", hangs)
         found.append(steadiness(lateness, window.end - started, hertz, durations))
         send("sample", **sample)
 

@@ -110,6 +110,12 @@ def polled(script: str, seconds: float, hertz: float = 10.0) -> dict[str, Any]:
     return columns(found) | {"seconds": took, "samples": samples}
 
 
+def hanging(script: str, seconds: float, patience: float) -> dict[str, Any]:
+    """As `polled`, beside a probe that works; `patience` with calls that do not come back."""
+    with patch("bench.probes.polling._PATIENCE_S", patience):
+        return polled(script, seconds)
+
+
 def which(script: str, index: int = 0, visible: str | None = None) -> tuple[str | None, list[str]]:
     """UUID of the card that `Card.open` finds, and its warnings; None and why where it cannot."""
     try:

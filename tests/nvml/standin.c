@@ -9,6 +9,7 @@
  *   power constant W | power ramp FROM TO SECONDS | power square LOW HIGH PERIOD
  *   temperature START PER_SECOND    degrees Celsius
  *   flap C1 C2 ...                  the temperatures of successive readings, over and over; up to 8
+ *   hang AT                         from then on no call comes back
  *   delay SECONDS                   every call takes so long, and answers with what is then
  *   unit FACTOR                     the counter counts so many mJ where it should count one
  *   counter TICK BITS START         moves every TICK seconds, wraps at 2^BITS mJ, starts at START J
@@ -39,7 +40,7 @@ enum { CARDS = 8, RULES = 32, FLAPS = 8 };
 typedef struct { char function[64]; unsigned long long value; double from, until; } rule;
 typedef struct {
     char uuid[96], mig[96], shape[16], lost[200];
-    double a, b, seconds, warmth, warming, tick, bits, start, reset, delay, unit, flaps[FLAPS];
+    double a, b, seconds, warmth, warming, tick, bits, start, reset, delay, hang, unit, flaps[FLAPS];
     int has_power, has_temperature, has_counter;
     unsigned utilization, clock, n_flaps, readings;
     unsigned long long memory;
@@ -104,6 +105,7 @@ static int refusal(const card *c, const char *function) {
     unsigned long long code;
     if (!initialized) return UNINITIALIZED;
     take(c->delay);
+    while (c->hang >= 0 && now() >= c->hang) pause();
     if (c->lost[0] && !access(c->lost, F_OK)) return GPU_IS_LOST;
     code = holds(c, function);
     return code ? (int)code : (int)holds(c, "all");
@@ -119,7 +121,7 @@ static void read_line(const char *line) {
     if (!strncmp(line, "card ", 5) && n_cards < CARDS) {
         c = &cards[n_cards++];
         memset(c, 0, sizeof *c);
-        c->reset = -1;
+        c->reset = c->hang = -1;
         c->unit = 1;
         sscanf(line, "card %95s", c->uuid);
     }
@@ -134,6 +136,7 @@ static void read_line(const char *line) {
                             &c->flaps[7]);
     }
     sscanf(line, "delay %lf", &c->delay);
+    sscanf(line, "hang %lf", &c->hang);
     sscanf(line, "unit %lf", &c->unit);
     sscanf(line, "utilization %u", &c->utilization);
     sscanf(line, "clock %u", &c->clock);

@@ -5,6 +5,7 @@ The script's energy is integrated here once more, in Python, apart from the stan
 
 import multiprocessing
 import subprocess
+import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -417,6 +418,35 @@ def test_a_card_lost_in_mid_window(play, counter):
     assert "energy_j" not in got["samples"][125]
     assert got["temperature_peak_c"] == 40
     assert any("temperature broke off" in line for line in got["warnings"])
+
+
+def test_a_driver_that_hangs_for_ever_ends_no_trial(play):
+    begin = time.monotonic()
+    got = play(player.hanging, script(CONSTANT.line, COUNTER, "temperature 40 0", "hang 1"), 2, 0.5)
+    assert time.monotonic() - begin < 20
+    assert "energy_j" not in got
+    assert got["samples"]
+    hung = [line for line in got["warnings"] if "no answer for 0.5 s" in line]
+    assert {line.split()[0] for line in hung} == {"CardProbe", "TemperatureProbe", "EnergyProbe"}
+
+
+EIGHT_CARDS = "".join(
+    f"card GPU-{number}0000000-0000\nmemory {(8 + number) * 2**30}\n{lines}\n"
+    for number, lines in enumerate(
+        ["power constant 100", f"power constant 200\n{COUNTER}", "temperature 30 0", "",
+         "delay 0.01", fails("all", LOST), "mig MIG-66666666-0000", RAMP.line]
+    )
+)  # fmt: skip
+
+
+def test_eight_cards_of_different_kinds(play):
+    for index in range(8):
+        found, _ = play(player.which, EIGHT_CARDS, index)
+        assert found == (None if index == 5 else f"GPU-{index}0000000-0000")
+        found, _ = play(player.which, EIGHT_CARDS, index, "7,6,5,4,3,2,1,0")
+        assert found == (None if index == 2 else f"GPU-{7 - index}0000000-0000")
+    sizes = [card["memory_bytes"] for card in play(player.hardware, EIGHT_CARDS, 8)]
+    assert sizes == [None if n == 5 else (8 + n) * 2**30 for n in range(8)]
 
 
 def test_a_counter_that_fails_while_power_goes_on(play):

@@ -19,6 +19,7 @@ from bench.errors import UserError
 from bench.quality.checkpoint import Checkpoint, Progress
 from bench.quality.ema import Ema
 from models.idm.optimizer import AdamWInBackward
+from tests.bench.records.test_mutations import MUTANTS, mutate
 
 CPU = torch.device("cpu")
 
@@ -230,6 +231,34 @@ def test_a_byte_that_fell_over(written, tmp_path, position, byte, cut):
     except UserError as error:
         said = str(error)
     assert "\n" not in said
+
+
+def test_mutated_checkpoints(written, tmp_path):
+    """As run folders are mutated; half of them in the header, which is a small part of a file."""
+    whole = written.read_bytes()
+    end = 8 + int.from_bytes(whole[:8], "little")
+    path = tmp_path / "mutant"
+    read = 0
+    for number in range(MUTANTS):
+        seed = int.from_bytes(os.urandom(8))
+        chance = random.Random(seed)
+        header = mutate(whole[:end], chance) if number % 2 else whole[:end]
+        numbers = whole[end:] if number % 2 else mutate(whole[end:], chance)
+        path.write_bytes(header + numbers)
+        target, said = checkpoint(path), ""
+        try:
+            target.read("idm", 0)
+        except UserError as refusal:
+            said = str(refusal)
+        except Exception as error:
+            raise AssertionError(f"seed {seed}: {error!r}") from error
+        assert "\n" not in said, seed
+        if said:
+            continue
+        read += 1
+        tensors = [*target.network.parameters(), *target.ema.means.values()]
+        assert all(tensor.isfinite().all() for tensor in tensors), seed
+    assert read < MUTANTS  # a bit of a weight that changed makes another weight
 
 
 def test_a_folder_that_cannot_be_written(written, tmp_path):

@@ -1,0 +1,126 @@
+"""`run` and `quality` as a person types them, killed at random moments until they are through.
+
+From the first import over the cache, the trials and checkpoints to the report; the benchmark, its
+worker, or both. BENCH_KILLS=30 kills each command as often, for docs/measurement.md.
+"""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+import pytest
+
+from bench.records.folder import QualityRun, Run
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[3]
+KILLS = int(os.environ.get("BENCH_KILLS", "1"))
+TINY = ["--volume", "16", "--batch-size", "1", "--channels", "4", "8"]
+COMMANDS = {
+    "run": ["--models", "idm", "unet", "--repeats", "2", "--steps", "20", "--idle", "0", *TINY],
+    "quality": ["--models", "idm", "idm-lean", "--steps", "24", "--validations", "6", *TINY,
+                "--checkpoint-minutes", "0.005", "--samples", "1", "--sampler-steps", "5"],
+}  # fmt: skip
+TABLE = {"run": ("runs.csv", ["method", "repeat"], 4), "quality": ("trained.csv", ["method"], 2)}
+
+
+class Killed:
+    """A command that is started again, or resumed, after each kill."""
+
+    def __init__(self, name: str, folder: Path) -> None:
+        self.name, self.folder = name, folder
+        self.outputs: list[str] = []
+        self.survivors: list[int] = []
+        self.through = False
+        self.kept = b""
+        """What the table of rows held after the last kill."""
+
+    @property
+    def run_folder(self) -> Path | None:
+        found = sorted(self.folder.glob("out/*/environment.json"))
+        assert len(found) <= 1
+        return found[0].parent if found else None
+
+    def start(self) -> subprocess.Popen[str]:
+        resumed = self.run_folder
+        flags = COMMANDS[self.name] + ["--subjects", "12", "--device", "cpu"]
+        flags += ["--out", str(self.folder / "out"), "--cache-dir", str(self.folder / "cache")]
+        if resumed is not None:
+            flags = ["--resume", str(resumed)]
+        return subprocess.Popen(
+            [sys.executable, "-m", "bench", self.name, *flags],
+            cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+
+    def kill(self, victim: str, after_s: float) -> bool:
+        """Whether there was anything to kill: it may have ended before."""
+        process = self.start()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(after_s)
+        children = psutil.Process(process.pid).children() if process.poll() is None else []
+        hit = process.poll() is None if victim != "worker" else bool(children)
+        for child in children if victim != "parent" else []:
+            with suppress(psutil.Error):
+                child.send_signal(signal.SIGKILL)
+        if victim != "worker":
+            process.kill()
+        self.outputs.append(process.communicate()[0])
+        _, alive = psutil.wait_procs(children, timeout=5)
+        self.survivors += [child.pid for child in alive]
+        self.through = process.returncode == 0
+        self.check()
+        return hit
+
+    def finish(self) -> None:
+        """To the end: a row of a killed worker is left out, and made again."""
+        for _ in range(3):
+            if self.through:
+                break
+            process = self.start()
+            self.outputs.append(process.communicate()[0])
+            self.through = process.returncode == 0
+            self.check()
+        assert self.through, self.outputs
+        assert self.survivors == []
+        assert not [text for text in self.outputs if "Traceback" in text]
+        assert self.run_folder is not None
+        table, _, count = TABLE[self.name]
+        rows = (self.run_folder / table).read_text().splitlines()
+        assert len(rows) == count + 1
+        assert all(",ok," in row for row in rows[1:])
+        assert not list((self.folder / "cache").glob("**/*.part"))
+
+    def check(self) -> None:
+        """No row that was there is gone; what is there can be read."""
+        if self.run_folder is None:
+            return
+        table, key, _ = TABLE[self.name]
+        path = self.run_folder / table
+        now = path.read_bytes() if path.exists() else b""
+        if self.name == "run":  # a training that is not ok is continued, and its row written anew
+            finished = [line for line in self.kept.splitlines() if b",ok," in line]
+            assert set(finished) <= set(now.splitlines())
+        self.kept = now[: now.rfind(b"\n") + 1]
+        run = Run(self.run_folder) if self.name == "run" else QualityRun(self.run_folder)
+        records = run.records() if isinstance(run, Run) and self.name == "run" else run.trained()
+        assert not records.duplicated(key).any()
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_killed_until_it_is_through(tmp_path, name):
+    moments, kills, rounds = random.Random(os.urandom(8)), 0, 0
+    while kills < KILLS:
+        (tmp_path / str(rounds)).mkdir()
+        command = Killed(name, tmp_path / str(rounds))
+        while kills < KILLS and not command.through:
+            victim = moments.choice(["parent", "worker", "both"])
+            kills += command.kill(victim, moments.uniform(0, 10))
+        command.finish()
+        rounds += 1
+    print(f"{name}: {kills} kills in {rounds} runs")
