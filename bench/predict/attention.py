@@ -14,6 +14,8 @@ from torch import Tensor
 
 ATTENTION = torch.ops.aten.scaled_dot_product_attention.default
 
+EFFICIENT = torch.ops.aten._scaled_dot_product_efficient_attention.default
+
 _FLASH_WIDTH = 256
 """Most channels of a head in the flash kernel."""
 _MASK_ALIGNMENT = 16
@@ -49,6 +51,15 @@ def attend(
         query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
     )[0]
     return out
+
+
+def with_seeds_on_the_host(results: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Of the memory-efficient kernel: outside of a CUDA graph its random seed and offset lie there.
+
+    Seen on a card, too (results/cards): the step allocates nothing for them.
+    """
+    attended, log_sum, *seeds = results
+    return attended, log_sum, *(torch.empty_like(each, device="cpu") for each in seeds)
 
 
 def _flash_takes(

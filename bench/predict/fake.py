@@ -134,6 +134,8 @@ class FaithfulFakeMode(FakeTensorMode):
         if func is _UNSCALE:
             args[1]._says = 0.0  # nothing overflowed, so the optimizer steps
         out: Any = self.dispatch(func, types, args, kwargs)
+        if func is attention.EFFICIENT:
+            out = attention.with_seeds_on_the_host(out)
         if func in _COUNTING and out.numel() <= _FEW:
             out._known = func(*args, **{**kwargs, "device": "cpu"})
         if func is _TO_COPY and "_known" in vars(args[0]):

@@ -1,0 +1,49 @@
+"""What cards have measured: well-formed rows, and what is predicted today beside them."""
+
+import re
+
+import pytest
+
+from bench.methods import METHODS
+from bench.predict import predict_method
+from bench.presets import Overrides
+from bench.validate.agreement import events_of_step
+from bench.validate.validating import slug
+from docs import cards
+
+TABLES = cards.read_cards()
+ROWS = [row for table in TABLES.values() for _, row in table.iterrows()]
+
+
+def test_a_file_is_named_by_its_card_and_its_torch():
+    assert TABLES
+    for name, table in TABLES.items():
+        assert set(table["device_name"].map(slug) + "-" + table["torch"].map(slug)) == {name}
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row['method']}-{row['preset']}")
+def test_a_row_is_well_formed(row):
+    assert row["method"] in METHODS
+    assert row["device"].startswith("cuda")
+    assert row["measured_requested_bytes"] <= row["measured_allocated_bytes"]
+    assert row["measured_live_bytes"] <= row["measured_allocated_bytes"]
+    assert row["measured_allocated_bytes"] <= row["measured_reserved_bytes"]
+    assert row["measured_reserved_bytes"] % 2**21 == 0  # segments are whole
+    assert row["context_bytes"] > 0 or row["status"] != "ok"
+    assert not re.search(r"/(home|tmp|root|work)\b", row.to_csv())
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row['method']}-{row['preset']}")
+def test_todays_prediction_is_what_the_card_measured(row):
+    """To the byte, and to the allocation: tensors alone, which no workspace touches."""
+    method = METHODS[row["method"]]
+    work = method.workload(row["preset"], Overrides(precision=row["precision"]))
+    prediction = predict_method(method, work, count_forward=False)
+    assert prediction.peak_memory_bytes == row["measured_live_bytes"]
+    assert len(events_of_step(prediction.changes)) == row["measured_changes"]
+    assert prediction.flops_step == row["measured_flops_step"]
+
+
+def test_the_page_shows_the_files():
+    text = cards.PAGE.read_text(encoding="utf-8")
+    assert cards.page(text) == text, "python -m docs.cards makes the tables anew"
