@@ -17,10 +17,9 @@ import pytest
 
 from bench.records.folder import QualityRun, Run
 
-pytestmark = pytest.mark.slow
-
 ROOT = Path(__file__).parents[3]
 KILLS = int(os.environ.get("BENCH_KILLS", "1"))
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(240 + 60 * KILLS)]
 TINY = ["--volume", "16", "--batch-size", "1", "--channels", "4", "8"]
 COMMANDS = {
     "run": ["--models", "idm", "unet", "--repeats", "2", "--steps", "20", "--idle", "0", *TINY],
