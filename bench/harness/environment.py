@@ -77,9 +77,15 @@ def _hardware() -> dict[str, Any]:
         "gpus": visible_cards(torch.cuda.device_count()),
         "gpu_driver": driver_version(),
         "cuda": torch.version.cuda,
-        "cudnn": torch.backends.cudnn.version(),
+        "cudnn": _cudnn_version(),
         "variables": variables(),
     }
+
+
+def _cudnn_version() -> int | None:
+    """Such as 92400. `torch.backends.cudnn.version` asks each card too, which takes a context."""
+    library = getattr(torch._C, "_cudnn", None)
+    return library.getVersionInt() if library is not None else None
 
 
 def _max_mhz() -> float | None:

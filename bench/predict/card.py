@@ -94,6 +94,8 @@ def _replacements(note: Callable[[str], None]) -> Iterator[tuple[Any, str, Any]]
     yield torch.cuda, "is_bf16_supported", lambda *_, **__: True
     yield torch.cuda, "get_device_capability", lambda *_: (8, 0)  # as in `attention`
     yield torch.cuda, "synchronize", lambda *_: None
+    # Optimizers ask; a CUDA build without a driver cannot answer.
+    yield torch.cuda, "is_current_stream_capturing", lambda: False
     for name in ("is_autocast_enabled", "get_autocast_dtype", "set_autocast_dtype"):
         yield torch, name, _of_the_card(getattr(torch, name))
     enable = _of_the_card(torch.set_autocast_enabled)

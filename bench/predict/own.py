@@ -131,10 +131,10 @@ def exchanged(
 @contextmanager
 def meeting(twins: Twins) -> Iterator[None]:
     """Whatever is called of PyTorch sees twins in place of real tensors."""
-    apply = torch.autograd.Function.apply.__func__  # type: ignore[attr-defined]
+    apply = vars(torch.autograd.Function)["apply"]  # of Python, from 2.14 on of C
 
     def apply_to_twins(cls: type, *args: Any, **kwargs: Any) -> Any:
-        return apply(cls, *twins.of_all(args), **twins.of_all(kwargs))
+        return apply.__get__(None, cls)(*twins.of_all(args), **twins.of_all(kwargs))
 
     with ExitStack() as stack:
         stack.enter_context(
