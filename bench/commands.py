@@ -101,6 +101,8 @@ class PredictCommand:
     alloc_conf: str | None = None
     """Settings of PyTorch's allocator, as in PYTORCH_ALLOC_CONF, such as
     expandable_segments:True; None: those of that variable."""
+    sampling: bool = False
+    """Drawing volumes in place of training: a step of eq. (7), without gradients, on whole ones."""
     timeline: bool = False
     """Draw memory over the step, split into its five parts, all methods at one scale."""
     out: Path = Path("results/predicted")
@@ -129,6 +131,8 @@ class FitCommand:
     alloc_conf: str | None = None
     """Settings of PyTorch's allocator, as in PYTORCH_ALLOC_CONF, such as
     expandable_segments:True; None: those of that variable."""
+    sampling: bool = False
+    """What can be drawn, in place of what trains: without gradients, whole volumes."""
     out: Path = Path("results/fit")
     """Folder for fit.csv."""
 

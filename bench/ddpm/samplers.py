@@ -10,10 +10,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..presets import Sampler
+from ..presets import Precision, Sampler
 from .diffusion import TIMESTEPS, Denoiser, Diffusion
+from .step import autocast_dtype
 
 STEPS: Mapping[Sampler, int] = {
     "ddpm": TIMESTEPS, "ddpm-clipped": 250, "ddpm-mean": 250, "ddim": 50
@@ -83,6 +84,26 @@ def generate(
         if progress is not None:
             progress(min(1.0, done / steps))
     return diffusion.scale_out(x)
+
+
+def denoiser(network: nn.Module, precision: Precision, device: torch.device) -> Denoiser:
+    """ε = f(x_t, t) of whole volumes, (B, C, D, H, W) and (B,) int64, in the training's precision.
+
+    Without gradients, on the weights that the network has when it is called. ε is float32.
+    """
+    dtype = autocast_dtype(precision)
+
+    @torch.no_grad()
+    def denoise(x_t: Tensor, t: Tensor) -> Tensor:
+        training = network.training
+        network.eval()
+        try:
+            with torch.autocast(device.type, dtype, enabled=dtype is not None):
+                return network(x_t, t).float()
+        finally:
+            network.train(training)
+
+    return denoise
 
 
 def name_sampler(sampler: Sampler, steps: int | None = None) -> str:

@@ -19,7 +19,7 @@ from .alloc_conf import AllocConf, alloc_conf_text, parse_alloc_conf
 from .gpus import find_gpu
 from .parallel import in_processes
 from .peaks import NOT_MODELLED, open_folder
-from .prediction import Prediction, predict_method
+from .prediction import Prediction, predict_method, seen_whole
 from .search import largest_that_fits
 
 EXPANDABLE = AllocConf(expandable_segments=True)
@@ -40,6 +40,14 @@ class Question:
     """Bytes of the card beside them, kept free."""
     alloc_conf: str = ""
     """PYTORCH_ALLOC_CONF; "": what fits by default, and what with expandable segments."""
+    sampling: bool = False
+    """Volumes are drawn, and nothing trains."""
+
+    def cube(self, side: int) -> Workload:
+        """One volume of this side; UserError where the method cannot be."""
+        patch = side if self.sampling else self.overrides.patch
+        overrides = replace(self.overrides, volume=side, patch=patch, batch_size=1)
+        return METHODS[self.method].workload(self.preset, overrides)
 
 
 def run_fit(command: FitCommand, console: Console) -> int:
@@ -51,12 +59,12 @@ def run_fit(command: FitCommand, console: Console) -> int:
         raise UserError(f"--margin {command.margin}: leaves nothing of {show_size(memory)}")
     conf = alloc_conf_text(command.alloc_conf)
     parse_alloc_conf(conf)
-    questions = [
-        Question(method.name, command.preset, command.overrides, limit, margin, conf)
-        for method in find_methods(command.models)
-    ]
-    for question in questions:  # whatever is wrong with it is said before the long part
-        METHODS[question.method].workload(command.preset, command.overrides)
+    preset, given, sampling = command.preset, command.overrides, command.sampling
+    questions = []
+    for method in find_methods(command.models):
+        overrides = seen_whole(method, preset, given) if sampling else given
+        questions.append(Question(method.name, preset, overrides, limit, margin, conf, sampling))
+        method.workload(preset, overrides)  # what is wrong with it is said before the long part
     open_folder(command.out)
     with console.status("Predicting"):
         fits = list(in_processes(answer, questions))
@@ -88,7 +96,7 @@ def answer(question: Question) -> Fit:
 
     @cache
     def predicted(work: Workload) -> Prediction:
-        return predict_method(method, work, count_forward=False)
+        return predict_method(method, work, sampling=question.sampling, count_forward=False)
 
     def needs(work: Workload) -> int:
         return predicted(work).cuda_pool.peak_allocated
@@ -109,8 +117,7 @@ def answer(question: Question) -> Fit:
     multiple = smallest_multiple(question)
 
     def cube_of(count: int) -> Workload:
-        side = replace(overrides, volume=count * multiple, batch_size=1)
-        return method.workload(preset, side)
+        return question.cube(count * multiple)
 
     def cube_needs(count: int) -> int:
         try:
@@ -142,6 +149,7 @@ def answer(question: Question) -> Fit:
         preset=preset,
         preset_changes=changes,
         alloc_conf=question.alloc_conf or None,
+        sampling=question.sampling or None,
         batch_needs=needs(batch_work),
         batch_fits_by_default=fits_by_default(batch_work),
         largest_volume=count * multiple,
@@ -152,13 +160,11 @@ def answer(question: Question) -> Fit:
 
 
 def smallest_multiple(question: Question) -> int:
-    """The volumes that a method can train on have sides of multiples of this."""
-    method = METHODS[question.method]
+    """The volumes that a method can train on, or draw, have sides of multiples of this."""
     multiple = 1
     while True:
         try:
-            side = replace(question.overrides, volume=multiple, batch_size=1)
-            method.workload(question.preset, side)
+            question.cube(multiple)
             return multiple
         except UserError:
             if multiple > 2048:
@@ -193,6 +199,7 @@ def _memory(command: FitCommand) -> tuple[int, int]:
 
 
 def _grid(fits: list[Fit], memory: int, margin: int) -> Grid:
+    verb = "can be drawn" if any(fit.sampling for fit in fits) else "trains"
     rows = []
     for fit in fits:
         largest = show_cube(fit.largest_volume, fit.largest_patch or fit.largest_volume)
@@ -207,7 +214,7 @@ def _grid(fits: list[Fit], memory: int, margin: int) -> Grid:
             )
         )
     return Grid(
-        "Fit", f"What trains in {show_size(memory)}, {show_size(margin)} kept free",
+        "Fit", f"What {verb} in {show_size(memory)}, {show_size(margin)} kept free",
         ("method", "volume", "largest batch", "needs", "largest cube, batch 1", "needs"),
         tuple(rows),
     )  # fmt: skip

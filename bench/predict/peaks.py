@@ -14,14 +14,14 @@ from ..harness.console import say
 from ..harness.environment import describe_prediction
 from ..harness.process import without_collector
 from ..methods import Method, find_methods, preset_changes
-from ..presets import Workload
+from ..presets import Overrides, Workload
 from ..probes.instants import instants
 from ..records.files import read_table, write_json, write_rows
 from ..records.rows import Instant, Record, setting_columns
 from ..report.grid import Cell, Grid, for_terminal
 from ..sizes import GIB, show_cube
 from .alloc_conf import alloc_conf_text, parse_alloc_conf
-from .prediction import Prediction, predict_method
+from .prediction import Prediction, predict_method, seen_whole
 
 Row = tuple[Method, Workload, Prediction]
 
@@ -42,7 +42,7 @@ NOT_ON_CPU = (
 def run_predict(command: PredictCommand, console: Console) -> int:
     """Exit status 0; UserError before anything is predicted."""
     chosen = [
-        (method, method.workload(command.preset, command.overrides))
+        (method, method.workload(command.preset, _overrides(method, command)))
         for method in find_methods(command.models)
     ]
     conf = alloc_conf_text(command.alloc_conf)
@@ -52,7 +52,10 @@ def run_predict(command: PredictCommand, console: Console) -> int:
     with without_collector():  # which would look through all that was imported on the way
         for method, work in chosen:
             with console.status(f"Predicting {method.name}"):
-                rows.append((method, work, predict_method(method, work, device=command.device)))
+                prediction = predict_method(
+                    method, work, device=command.device, sampling=command.sampling
+                )
+                rows.append((method, work, prediction))
         gc.freeze()
     path = command.out / "runs.csv"
     records = [record(row, command) for row in rows]
@@ -68,7 +71,8 @@ def run_predict(command: PredictCommand, console: Console) -> int:
 
     cuda = command.device == "cuda"
     reserved = [row.peak_reserved_bytes or 0 for row in records] if cuda else []
-    console.print(for_terminal(_grid(rows, reserved)))
+    step = "step of drawing volumes" if command.sampling else "training step"
+    console.print(for_terminal(_grid(rows, reserved, step)))
     for method, _, prediction in rows:
         say(console, f"{method.name}: peak in the {prediction.peak}.")
     say(console, NOT_IN_THE_NUMBER if cuda else NOT_ON_CPU)
@@ -77,6 +81,11 @@ def run_predict(command: PredictCommand, console: Console) -> int:
     for path in written:
         say(console, f"  {path}")
     return 0
+
+
+def _overrides(method: Method, command: PredictCommand) -> Overrides:
+    given = command.overrides
+    return seen_whole(method, command.preset, given) if command.sampling else given
 
 
 def record(row: Row, command: PredictCommand) -> Record:
@@ -90,6 +99,7 @@ def record(row: Row, command: PredictCommand) -> Record:
         preset=command.preset,
         preset_changes=preset_changes(method, command.preset, command.overrides, work, training),
         device=command.device,
+        sampling=command.sampling or None,
         **setting_columns(work, training),
     )
     found.take(prediction.columns())
@@ -117,7 +127,7 @@ def open_folder(path: Path) -> None:
         raise UserError(f"--out {path}: cannot be written ({error.strerror})") from None
 
 
-def _grid(rows: Sequence[Row], reserved: Sequence[int]) -> Grid:
+def _grid(rows: Sequence[Row], reserved: Sequence[int], step: str) -> Grid:
     works = [work for _, work, _ in rows]
     predictions = [prediction for _, _, prediction in rows]
 
@@ -136,7 +146,7 @@ def _grid(rows: Sequence[Row], reserved: Sequence[int]) -> Grid:
     }
     return Grid(
         "Predicted",
-        "Predicted for one training step, memory in GiB",
+        f"Predicted for one {step}, memory in GiB",
         ("", *(method.name for method, _, _ in rows)),
         tuple((Cell(label), *map(Cell, values)) for label, values in lines.items()),
     )

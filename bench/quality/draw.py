@@ -11,7 +11,7 @@ from torch import Tensor
 from ..commands import SampleCommand
 from ..data import load
 from ..data.nifti import write_nifti
-from ..ddpm.samplers import choose_start, generate, name_sampler
+from ..ddpm.samplers import choose_start, denoiser, generate, name_sampler
 from ..errors import UserError
 from ..harness import planning
 from ..harness.console import ConsoleDisplay, say
@@ -32,7 +32,6 @@ from .trainings import (
     validation_volumes,
     with_volumes,
 )
-from .validation import denoiser
 
 MOST_SAMPLES = 10_000  # of a command (`bench.presets.Samples`)
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..data import load
 from ..data.batches import iterate_order, moved, pinned
+from ..ddpm.samplers import denoiser
 from ..ddpm.step import Batch, Training, TrainingStep
 from ..harness.backends import known_problems
 from ..harness.window import synchronize
@@ -36,7 +37,7 @@ from .ema import Ema
 from .evaluation import Stopped, evaluate
 from .plan import TrainingPlan
 from .tensorboard_log import CurveLog
-from .validation import Validation, denoiser
+from .validation import Validation
 
 _SAMPLE_HZ = 2.0  # of power, where energy is integrated; a counter is read at both ends anyway
 _MEASURED_STEP = 2  # the first in steady state: the optimizer has its state

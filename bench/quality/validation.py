@@ -10,35 +10,13 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..ddpm.diffusion import Denoiser, Diffusion
-from ..ddpm.step import autocast_dtype
-from ..presets import Precision
 
 LEAST_PAIRS = 24
 """Pairs of volume and timestep. The error falls from 1 to a few percent over the timesteps: fewer
 would follow that curve too coarsely for a mean."""
-
-
-def denoiser(network: nn.Module, precision: Precision, device: torch.device) -> Denoiser:
-    """ε = f(x_t, t) of whole volumes, (B, C, D, H, W) and (B,) int64, in the training's precision.
-
-    Without gradients, on the weights that the network has when it is called. ε is float32.
-    """
-    dtype = autocast_dtype(precision)
-
-    @torch.no_grad()
-    def denoise(x_t: Tensor, t: Tensor) -> Tensor:
-        training = network.training
-        network.eval()
-        try:
-            with torch.autocast(device.type, dtype, enabled=dtype is not None):
-                return network(x_t, t).float()
-        finally:
-            network.train(training)
-
-    return denoise
 
 
 class Validation:

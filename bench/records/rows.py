@@ -274,6 +274,8 @@ class Record(
     """How often sensors were to be read."""
     alloc_conf: str | None = None
     """PYTORCH_ALLOC_CONF of the pool on a card; None: PyTorch's defaults, or no card."""
+    sampling: bool | None = None
+    """Predicted is a step of drawing volumes (--sampling); None: a training step."""
     idle_power_w: float | None = None
     """Of the device before the first trial, from the same source as the energy."""
     energy_above_idle_j: float | None = None
@@ -464,6 +466,8 @@ class Fit(Work):
     """Whether the allocator gets by in its default setting, in which memory fragments."""
     alloc_conf: str | None = None
     """PYTORCH_ALLOC_CONF that all of it was to fit with; None: with expandable segments."""
+    sampling: bool | None = None
+    """What can be drawn (--sampling); None: what trains."""
     largest_volume: int
     """Side of the largest cube at batch 1; 0: not even the smallest."""
     largest_patch: int | None = None

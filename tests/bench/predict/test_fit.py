@@ -52,6 +52,24 @@ def test_the_answer_fits_and_one_more_does_not(method):
     assert not predicted(method, **larger).fits_cuda(limit, EXPANDABLE)
 
 
+def test_what_can_be_drawn_is_more_than_what_trains():
+    limit = 100 * 2**20
+    method = METHODS["patchddm"]
+    drawn = answer(Question("patchddm", "small", replace(NARROW, patch=32), limit, sampling=True))
+
+    def needs(**changes):
+        work = method.workload("small", replace(NARROW, **changes))
+        return predict_method(method, work, sampling=True).cuda_pool.peak_allocated
+
+    assert drawn.sampling
+    assert drawn.patch == drawn.volume == 32
+    assert drawn.batch_needs == needs(patch=32, batch_size=drawn.batch_size) <= limit
+    assert drawn.largest_volume == drawn.largest_patch
+    side = drawn.largest_volume
+    assert drawn.volume_needs == needs(patch=side, volume=side, batch_size=1) <= limit
+    assert drawn.largest_volume > answer(Question("patchddm", "small", NARROW, limit)).largest_patch
+
+
 def test_what_fits_is_what_the_allocator_gets_through():
     """And the star is for what it gets through with expandable segments alone."""
     limit = 100 * 2**20

@@ -127,3 +127,16 @@ def test_scale_fits_slopes_to_its_own_points(bench, tmp_path):
     grown = depth["peak_memory_bytes"].iloc[-1] - depth["peak_memory_bytes"].iloc[0]
     assert slopes["peak"].iloc[0] == pytest.approx(grown / 7, rel=0.2)
     assert (tmp_path / "scale.png").stat().st_size > 10_000
+
+
+def test_drawing_is_predicted_on_whole_volumes(bench, tmp_path):
+    flags = "--models", "patchddm", "--preset", "small", "--volume", 32, "--sampling"
+    status, out, _ = bench("predict", *flags, "--device", "cpu", "--out", tmp_path)
+    (row,) = read_table(tmp_path / "runs.csv", Record).itertuples()
+
+    assert status == 0
+    assert "step of drawing volumes" in out
+    assert row.sampling
+    assert row.volume == row.patch == 32
+    assert row.gradient_bytes == row.optimizer_bytes == 0
+    assert row.peak_memory_bytes == row.parameter_bytes + row.activation_bytes + row.other_bytes

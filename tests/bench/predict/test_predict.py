@@ -11,14 +11,16 @@ import torch
 from torch import nn
 from torch.distributed._tools.mem_tracker import MemTracker
 
-from bench.ddpm.step import TrainingStep
+from bench.ddpm.step import TrainingStep, make_state
 from bench.errors import UserError
 from bench.methods import METHODS
 from bench.predict import predict, predict_method
+from bench.predict.fake import FaithfulFakeMode, faking
 from bench.presets import Overrides
 from bench.probes.cost import Phase, StepProbe
 from bench.probes.flops import forward_flops
 from bench.probes.memory import MemoryProbe, Part, tensors_in
+from bench.quality.evaluation import sampling_memory
 
 METHOD_NAMES = list(METHODS)
 
@@ -66,6 +68,19 @@ def test_every_method_at_small_is_predicted_to_the_byte(name):
     assert allocations(prediction.changes) == allocations(probe.changes)
 
 
+def track(step, batch):
+    """Peak of a step, in bytes, by PyTorch's tracker."""
+    tracker = MemTracker()
+    # Its module hooks collect gradients in pairs and so keep them alive: 0.3 % of this peak.
+    # They only tell modules apart.
+    tracker._mod_tracker = mock.MagicMock(is_bw=False)
+    tracker.track_external(step.network, step.optimizer, batch, step.diffusion.log_snr)
+    with tracker, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        step(batch)
+    return tracker.get_tracker_snapshot("peak")[torch.device("cpu")]["Total"]
+
+
 @pytest.mark.parametrize("name", METHOD_NAMES)
 def test_memtracker_agrees_and_naming_layers_changes_nothing(name):
     """On real tensors: PyTorch's own tracker, alone, and our probe with and without its hooks."""
@@ -78,19 +93,39 @@ def test_memtracker_agrees_and_naming_layers_changes_nothing(name):
         step(batch)
         peak = probe.stop().peak_memory_bytes
         seen.append(allocations(probe.changes))
-    tracker = MemTracker()
-    # Its module hooks collect gradients in pairs and so keep them alive: 0.3 % of this peak.
-    # They only tell modules apart.
-    tracker._mod_tracker = mock.MagicMock(is_bw=False)
-    tracker.track_external(step.network, step.optimizer, batch, step.diffusion.log_snr)
-    with tracker, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        step(batch)
-    tracked = tracker.get_tracker_snapshot("peak")[torch.device("cpu")]["Total"]
+    tracked = track(step, batch)
 
     assert seen[0] == seen[1]
     prediction = predict(name, preset="small", device="cpu", **size)
     assert prediction.peak_memory_bytes == peak == tracked
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["unet", "idm"])
+def test_memtracker_agrees_at_equal(name):
+    """PyTorch's own tracker on fake tensors, or it would take 30 GB."""
+    work = METHODS[name].workload("equal")
+    with faking(FaithfulFakeMode()):
+        step = TrainingStep(METHODS[name].build(work), work)
+        make_state(step.optimizer)
+        batch = torch.empty(work.batch_size, 1, *(work.volume,) * 3)
+        tracked = track(step, batch)
+
+    assert predict(name, preset="equal", device="cpu").peak_memory_bytes == tracked
+    assert predict(name, preset="equal").peak_memory_bytes == tracked
+
+
+@pytest.mark.parametrize("name", ["unet", "patchddm", "idm"])
+def test_drawing_is_predicted_to_the_byte(name):
+    method = METHODS[name]
+    work = method.workload("small", Overrides(volume=16, patch=16, batch_size=2))
+    prediction = predict_method(method, work, device="cpu", sampling=True)
+
+    measured = sampling_memory(method.build(work), (2, 1, 16, 16, 16))
+    assert prediction.peak_memory_bytes == measured.peak_memory_bytes
+    assert prediction.parts[Part.ACTIVATION] == measured.activation_bytes
+    assert prediction.parts[Part.GRADIENT] == prediction.parts[Part.OPTIMIZER] == 0
+    assert prediction.flops_step > prediction.flops_forward > 0
 
 
 def test_the_whole_volume_is_predicted_without_allocating_it():
