@@ -10,10 +10,14 @@ from pathlib import Path
 
 import pandas as pd
 
+from bench.methods import METHODS
+from bench.predict import Prediction, predict_method
+from bench.presets import Overrides
 from bench.records.files import read_table
 from bench.records.rows import Validated
-from bench.report.grid import markdown
+from bench.report.grid import Cell, Grid, markdown
 from bench.report.validated import beside_grid, memory_grid, verdict
+from bench.sizes import show_size
 
 ROOT = Path(__file__).parents[1]
 CARDS = ROOT / "results" / "cards"
@@ -26,6 +30,36 @@ def read_cards() -> dict[str, pd.DataFrame]:
     return {path.stem: read_table(path, Validated) for path in sorted(CARDS.glob("*.csv"))}
 
 
+CUBLAS = 2 * 2**25
+"""Bytes of cuBLAS's workspaces on Hopper: one for each of the two threads of a step."""
+
+
+def predict_row(row: pd.Series) -> Prediction:
+    """Today's prediction of what a row has measured."""
+    method = METHODS[row["method"]]
+    work = method.workload(row["preset"], Overrides(precision=row["precision"]))
+    return predict_method(method, work, count_forward=False)
+
+
+def expected_grid(table: pd.DataFrame) -> Grid:
+    """Measured pools beside those that are predicted with the workspaces of cuDNN and cuBLAS."""
+    rows = []
+    for _, row in table.iterrows():
+        pool = predict_row(row).cuda_pool_with_workspaces
+        cells = [Cell(f"{row['method']}, {row['preset']}")]
+        for kind, counted in (("allocated", pool.peak_allocated), ("reserved", pool.reserved)):
+            measured = row[f"measured_{kind}_bytes"]
+            off = f"{100 * (measured / (counted + CUBLAS) - 1):+.2f} %"
+            cells += [Cell(show_size(counted + CUBLAS)), Cell(show_size(measured)), Cell(off)]
+        rows.append(tuple(cells))
+    return Grid(
+        "With the workspaces that are expected",
+        "Today's prediction, with cuDNN's copies played as allocations and 64 MiB for cuBLAS.",
+        ("", "allocated: expected", "measured", "off", "reserved: expected", "measured", "off"),
+        tuple(rows),
+    )
+
+
 def tables() -> str:
     """A section a card: the verdict in a line, then both tables of each workload."""
     lines = []
@@ -36,6 +70,7 @@ def tables() -> str:
             "",
             f"cuDNN {first['cudnn']}, driver {first['driver']}.",
             "",
+            markdown(expected_grid(table)),
         ]
         for (preset, precision, tf32), rows in table.groupby(
             ["preset", "precision", "tf32"], sort=False

@@ -5,8 +5,6 @@ import re
 import pytest
 
 from bench.methods import METHODS
-from bench.predict import predict_method
-from bench.presets import Overrides
 from bench.validate.agreement import events_of_step
 from bench.validate.validating import slug
 from docs import cards
@@ -36,12 +34,13 @@ def test_a_row_is_well_formed(row):
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row['method']}-{row['preset']}")
 def test_todays_prediction_is_what_the_card_measured(row):
     """To the byte, and to the allocation: tensors alone, which no workspace touches."""
-    method = METHODS[row["method"]]
-    work = method.workload(row["preset"], Overrides(precision=row["precision"]))
-    prediction = predict_method(method, work, count_forward=False)
+    prediction = cards.predict_row(row)
     assert prediction.peak_memory_bytes == row["measured_live_bytes"]
     assert len(events_of_step(prediction.changes)) == row["measured_changes"]
     assert prediction.flops_step == row["measured_flops_step"]
+
+    allocated = prediction.cuda_pool_with_workspaces.peak_allocated + cards.CUBLAS
+    assert row["measured_allocated_bytes"] == pytest.approx(allocated, rel=0.01)
 
 
 def test_the_page_shows_the_files():

@@ -6,6 +6,7 @@ a plain one, because the module hooks of torch's `FlopCounterMode` keep tensors 
 the peak, and fail on `torch.autograd.grad` inside a custom backward pass (pytorch#131753).
 """
 
+import math
 from collections import Counter
 from dataclasses import dataclass
 from enum import StrEnum
@@ -137,23 +138,42 @@ class StepProbe(MemoryProbe):
 def expected_workspace(func: Any, args: tuple, out: Any) -> int:
     """Bytes of the channels-last copies that cuDNN makes for a convolution of volumes.
 
-    Tensor cores read and write channels last; where a volume lies otherwise, copies of input,
-    weights and output are the workspace. They compute 16-bit numbers, and float32 where PyTorch may
-    take TF32. It is an estimate: cuDNN chooses its kernels on the card, and takes others where
-    memory is short. docs/validation.md has what speaks for it.
+    Its fast kernels read and write channels last; where a volume lies otherwise, copies of input,
+    weights and output are the workspace. In 16 bits, and in float32 where PyTorch may take TF32,
+    that is so in both directions. In IEEE float32 the forward pass needs none, and the backward
+    pass copies the weights only where they are more than a matrix, and pads channels to 4.
+
+    It is an estimate: cuDNN chooses its kernels on the card, and takes others where memory is
+    short. docs/validation.md and, operator by operator, docs/cards.md have what speaks for it.
     """
     if func is _CONVOLUTION:
-        tensors = (args[0], args[1], out)
+        copied = (args[0], args[1], out)
     elif func is _CONVOLUTION_BACKWARD:
-        tensors = args[:3]  # the gradient of the output, the input, the weights
+        copied = args[:3]  # the gradient of the output, the input, the weights
     else:
         return 0
     volume = args[0]
     on_tensor_cores = volume.dtype in (torch.float16, torch.bfloat16) or (
         volume.dtype is torch.float32 and torch.backends.cudnn.allow_tf32
     )
-    if volume.dim() != 5 or not on_tensor_cores:
+    if volume.dim() != 5 or all(
+        tensor.is_contiguous(memory_format=torch.channels_last_3d) for tensor in copied
+    ):
         return 0
-    if volume.is_contiguous(memory_format=torch.channels_last_3d):
+    if on_tensor_cores:
+        return sum(tensor.nbytes for tensor in copied)
+    if volume.dtype is not torch.float32 or func is _CONVOLUTION:
         return 0
-    return sum(tensor.nbytes for tensor in tensors)
+    gradient, volume, weights = args[:3]
+    nbytes = _aligned(gradient, 1) + _aligned(volume, 1)
+    return nbytes if weights.shape[2:].numel() == 1 else nbytes + _aligned(weights, 0, 1)
+
+
+def _aligned(tensor: Tensor, *axes: int) -> int:
+    """Bytes of a copy whose channels, on these axes, are padded to groups of 16 bytes."""
+    group = 16 // tensor.element_size()
+    sides = [
+        -(-side // group) * group if axis in axes else side
+        for axis, side in enumerate(tensor.shape)
+    ]
+    return math.prod(sides) * tensor.element_size()
