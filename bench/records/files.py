@@ -190,4 +190,5 @@ def from_json(kind: type[T], value: Any) -> T:
             if first["type"] in ("missing", "unexpected_keyword_argument")
             else (f" ({repr(first['input'])[:40]})")
         )
-        raise ValueError(f"{where[:80]}: {first['msg']}{given}") from None
+        where = repr(where[:80])[1:-1]  # a name from a file may hold a line break
+        raise ValueError(f"{where}: {first['msg']}{given}") from None

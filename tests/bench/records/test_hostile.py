@@ -132,6 +132,7 @@ def test_absurd_json(tmp_path, text):
 
 @QUICK
 @given(changes=st.dictionaries(st.sampled_from(PLAN_NAMES), JSON, min_size=1, max_size=3))
+@example(changes={"training": {"\n": None}})
 def test_plans(changes):
     plan = {
         "method": "idm", "repeat": 1, "preset": "small", "device": "cpu", "data": "phantom",
