@@ -190,6 +190,7 @@ def ancestral(
     No noise is added in the last step, as in Ho et al. 2020, algorithm 2.
     """
     x_t = x_T
+    del x_T  # or the noise would live for as long as what is drawn from it
     alpha_bars = [1.0, *diffusion.alpha_bar.tolist()]
     for step in reversed(range(diffusion.timesteps)):
         t = torch.full((x_t.shape[0],), step, dtype=torch.int64, device=x_t.device)
