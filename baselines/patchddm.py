@@ -271,7 +271,8 @@ class GroupNorm(nn.GroupNorm):
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        return super().forward(input.float()).to(input.dtype)
+        wide = input if input.dtype.itemsize > 4 else input.float()
+        return super().forward(wide).to(input.dtype)
 
 
 class Conv3d(nn.Conv3d):

@@ -1,23 +1,34 @@
-"""The registry: a method's name -> how to build it. To add one: one file, and one line here.
+"""The registry: names of networks and techniques -> how to build and train them.
 
-The file offers `build(*, in_channels, channels, couplings) -> nn.Module`, the network
+A method is a network and its techniques, `unet+checkpoint+bf16`; some have short names. To add a
+network or a technique: one file, and one line here.
+
+The file of a network offers `build(*, in_channels, channels, couplings) -> nn.Module`, the network
 `eps = network(x_t, t)` of shapes (B, C, D, H, W), (B,) int64 -> (B, C, D, H, W), and `PUBLISHED`,
-its authors' setting (keys of `bench.presets.Workload`). It imports nothing of this package. What a
-network may offer beside `forward`, the training step uses (`bench/ddpm/step.py`).
+its authors' setting (keys of `bench.presets.Workload`). What a network may offer beside `forward`,
+the training step uses (`bench/ddpm/step.py`). What a technique's file offers: `ddpm/technique.py`.
+Neither imports anything of this package.
+
+Other packages' networks go by `package.module:build`, or by names of their own through the entry
+points `idm_bench.methods` and `idm_bench.techniques`, whose values are such files.
 """
 
 import difflib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from functools import partial
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cache, partial
 from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
 from types import MappingProxyType
 from typing import Any
 
 from torch import nn
 
 from .ddpm.step import Training
-from .errors import UserError
+from .ddpm.technique import Kind, Technique, conflict, optimizer_of, worst_kind
+from .errors import UserError, last_line
 from .presets import Overrides, Workload, workload
 
 # `models` and `baselines` stand beside this package in a checkout, and inside it in a wheel.
@@ -26,64 +37,245 @@ _ROOT = "" if __package__ == "bench" else f"{__package__}."
 
 @dataclass(frozen=True)
 class Method:
-    """A way to train the denoiser: a network and a memory strategy, by name."""
+    """A way to train the denoiser: a network and techniques, by name."""
 
     name: str
     builder: Callable[..., nn.Module]
+    """Of the network alone."""
     published: Mapping[str, Any]
+    network: str = ""
+    """Methods of one network compute the same function, but for techniques of another kind."""
+    techniques: tuple[Technique, ...] = ()
+    """In the order in which they are applied."""
+    within: tuple[Technique, ...] = ()
+    """Techniques that the network itself carries out."""
+    halves: bool = True
+    """Whether each level of the network but the last halves the sides."""
+
+    @property
+    def kind(self) -> Kind:
+        return worst_kind((*self.within, *self.techniques))
+
+    def columns(self) -> dict[str, Any]:
+        """As in `runs.csv`."""
+        names = tuple(each.name for each in (*self.within, *self.techniques))
+        return {"network": self.network, "techniques": " ".join(names), "kind": self.kind}
 
     def workload(self, preset: str, overrides: Overrides | None = None) -> Workload:
         """What this method trains on in `preset`; raises UserError where it cannot."""
-        work = workload(preset, self.published, overrides)
-        multiple = 2 ** (len(work.channels) - 1)  # each level but the last halves the sides
+        fixed = {name: value for each in self.techniques for name, value in each.work.items()}
+        patches = bool(fixed.pop("patches", False))
+        work = workload(preset, self.published, overrides, fixed, patches)
+        halvings = sum(each.halvings for each in self.techniques)
+        halvings += (len(work.channels) - 1) * self.halves
+        multiple = 2**halvings
         if work.patch % multiple:
             side, flag = (
                 (work.volume, "volume") if work.patch == work.volume else (work.patch, "patch")
             )
             raise UserError(
-                f"--{flag} {side}: {self.name} halves the sides {len(work.channels) - 1} times, "
+                f"--{flag} {side}: {self.name} halves the sides {halvings} times, "
                 f"so it can train on multiples of {multiple} "
                 f"(the nearest: {', '.join(map(str, _nearest_multiples(side, multiple)))})"
             )
+        if work.precision == "fp16" and optimizer_of((*self.within, *self.techniques)):
+            raise UserError(
+                f"--models {self.name}: fp16 scales the gradients, which only AdamW undoes; "
+                "use bf16"
+            )
+        if "+" in self.name and (
+            why := _refusal(self.name, work.channels, work.couplings, len(work.modality))
+        ):
+            raise UserError(f"--models {self.name}: {why}")
         return work
 
     def build(self, work: Workload) -> nn.Module:
         """The network for `work`, on the default device, in training mode."""
-        return self.builder(
+        build = self.builder
+        for technique in self.techniques:
+            if technique.build is not None:
+                build = partial(technique.build, build)
+        network = build(
             in_channels=len(work.modality), channels=work.channels, couplings=work.couplings
         ).train()
+        network.techniques = self.techniques  # type: ignore[assignment]
+        return network
 
 
-def _method(name: str, module: str, **options: Any) -> Method:
-    found = import_module(_ROOT + module)
-    return Method(name, partial(found.build, **options), found.PUBLISHED)
+def _technique(name: str, module: str, kind: Kind | None = None, **options: Any) -> Technique:
+    found = Technique.of(name, import_module(_ROOT + module), **options)
+    return replace(found, kind=kind or found.kind)
 
 
-METHODS: Mapping[str, Method] = MappingProxyType(
+TECHNIQUES: Mapping[str, Technique] = MappingProxyType(
     {
-        method.name: method
-        for method in (
-            _method("unet", "baselines.unet"),
-            _method("checkpoint", "baselines.checkpoint"),
-            _method("patchddm", "baselines.patchddm"),
-            _method("idm", "models.idm"),
-            _method("idm-lean", "models.idm.lean"),
-            _method("idm-stored", "models.idm", backward="stored"),
+        technique.name: technique
+        for technique in (
+            # In the order in which they are applied: first what the network sees.
+            _technique("wavelet", "baselines.techniques.wavelet"),
+            _technique("patch", "baselines.techniques.patch"),
+            _technique("checkpoint", "baselines.techniques.checkpoint"),
+            _technique("checkpoint-all", "baselines.techniques.checkpoint", scope="all"),
+            _technique("checkpoint-level", "baselines.techniques.checkpoint", scope="level"),
+            _technique("checkpoint-nested", "baselines.techniques.checkpoint", scope="nested"),
+            _technique(
+                "checkpoint-selective", "baselines.techniques.checkpoint", keep_convolutions=True
+            ),
+            _technique("offload", "baselines.techniques.offload"),
+            _technique("accumulate", "baselines.techniques.accumulate"),
+            _technique("fused-backward", "models.idm.optimizer", in_backward=True),
+            _technique("adam8bit", "models.idm.optimizer", kind="rounded", eight_bit=True),
+            _technique("adafactor", "baselines.techniques.adafactor"),
+            _technique("bf16", "baselines.techniques.bf16"),
+            _technique("fp16", "baselines.techniques.fp16"),
+            _technique("channels-last", "baselines.techniques.channels_last"),
         )
     }
 )
 
 
+def _method(
+    name: str,
+    module: str,
+    *techniques: str,
+    within: Sequence[str] = (),
+    network: str = "",
+    **options: Any,
+) -> Method:
+    found = import_module(_ROOT + module)
+    return Method(
+        name, partial(found.build, **options), found.PUBLISHED, network or name,
+        tuple(TECHNIQUES[each] for each in techniques), tuple(TECHNIQUES[each] for each in within),
+    )  # fmt: skip
+
+
+class _Methods(Mapping[str, Method]):
+    """By name: those of this benchmark, which it lists, and all that can be composed of them."""
+
+    def __init__(self, *methods: Method) -> None:
+        self.names = {method.name: method for method in methods}
+
+    def __getitem__(self, name: str) -> Method:
+        try:
+            return _find(name)
+        except UserError as error:
+            raise KeyError(str(error)) from None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+METHODS = _Methods(
+    _method("unet", "baselines.unet"),
+    _method("checkpoint", "baselines.unet", "checkpoint", network="unet"),
+    _method("patchddm", "baselines.patchddm", within=("patch",)),
+    _method("idm", "models.idm"),
+    _method("idm-lean", "models.idm.lean", within=("fused-backward", "adam8bit"), network="idm"),
+    _method("idm-stored", "models.idm", network="idm", backward="stored"),
+)
+
+
 def find_methods(names: Sequence[str]) -> list[Method]:
-    """The methods of these names, in this order, each once; UserError for an unknown one."""
-    for name in names:
-        if name not in METHODS:
-            near = difflib.get_close_matches(name, METHODS, n=1, cutoff=0.4)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            raise UserError(
-                f"--models {name}: unknown method{hint or ';'} Known: {', '.join(METHODS)}"
-            )
-    return [METHODS[name] for name in dict.fromkeys(names)]
+    """The methods of these names, in this order, each once; UserError for what cannot be."""
+    return [_find(name) for name in dict.fromkeys(names)]
+
+
+def _find(name: str) -> Method:
+    """The method of this name; UserError where there is none."""
+    if name in METHODS.names:
+        return METHODS.names[name]
+    head, *added = name.split("+")
+    method = METHODS.names.get(head) or _network_of_others(name, head)
+    techniques = (*method.techniques, *(_find_technique(name, each) for each in added))
+    if why := conflict((*method.within, *techniques)):
+        raise UserError(f"--models {name}: {why}")
+    order = [*TECHNIQUES, *(t.name for t in techniques if t.name not in TECHNIQUES)]
+    techniques = tuple(sorted(techniques, key=lambda each: order.index(each.name)))
+    return replace(method, name=name, techniques=techniques)
+
+
+def _network_of_others(name: str, head: str) -> Method:
+    """A network of another package: `package.module:build`, or the name of an entry point."""
+    installed = _entry_points("idm_bench.methods")
+    if ":" in head:
+        module, _, function = head.partition(":")
+        found = _import(name, module)
+        build = getattr(found, function, None)
+        if not callable(build):
+            raise UserError(f"--models {name}: {module} has no function {function!r}")
+    elif head in installed:
+        found = _load(name, installed[head])
+        build = found.build
+    else:
+        known = [*METHODS, *installed]
+        near = difflib.get_close_matches(head, known, n=1, cutoff=0.4)
+        hint = f"; did you mean {near[0]}?" if near else ";"
+        raise UserError(f"--models {name}: unknown method{hint} Known: {', '.join(known)}")
+    return Method(name, build, getattr(found, "PUBLISHED", {}), head, halves=False)
+
+
+def _find_technique(name: str, technique: str) -> Technique:
+    installed = _entry_points("idm_bench.techniques")
+    if technique in TECHNIQUES:
+        return TECHNIQUES[technique]
+    if technique in installed:
+        try:
+            return Technique.of(technique, _load(name, installed[technique]))
+        except (AttributeError, ValueError) as error:
+            raise UserError(f"--models {name}: {technique} is no technique ({error})") from None
+    known = [*TECHNIQUES, *installed]
+    near = difflib.get_close_matches(technique, known, n=1, cutoff=0.4)
+    hint = f"; did you mean {near[0]}?" if near else ";"
+    raise UserError(
+        f"--models {name}: unknown technique {technique}{hint} Known: {', '.join(known)}"
+    )
+
+
+@cache
+def _entry_points(group: str) -> dict[str, EntryPoint]:
+    return {each.name: each for each in entry_points(group=group)}
+
+
+def _load(name: str, entry_point: EntryPoint) -> Any:
+    try:
+        return entry_point.load()
+    except Exception as error:  # of other people's code
+        raise UserError(
+            f"--models {name}: {entry_point.value} cannot be loaded ({last_line(error)})"
+        ) from None
+
+
+def _import(name: str, module: str) -> Any:
+    """A module that is installed, or lies in the current folder."""
+    here = os.getcwd()
+    if here not in sys.path:
+        sys.path.append(here)  # last: it hides nothing
+    try:
+        return import_module(module)
+    except Exception as error:  # of other people's code
+        raise UserError(
+            f"--models {name}: {module} cannot be imported ({last_line(error)})"
+        ) from None
+
+
+@cache
+def _refusal(name: str, channels: tuple[int, ...], couplings: int, in_channels: int) -> str | None:
+    """Why these techniques have nothing to do with this network; None where they have.
+
+    It is built, on fake tensors.
+    """
+    from torch._subclasses import FakeTensorMode
+
+    work = Workload(1, 1, 1, channels, couplings, "fp32", ("t1",) * in_channels)
+    try:
+        with FakeTensorMode():
+            METHODS[name].build(work)
+    except ValueError as error:
+        return str(error)
+    return None
 
 
 def preset_changes(

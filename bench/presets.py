@@ -13,6 +13,7 @@ from .errors import UserError
 Count = Annotated[int, Interval(ge=1, le=2**20)]
 CountOr0 = Annotated[int, Interval(ge=0, le=2**20)]
 Samples = Annotated[int, Interval(ge=1, le=10_000)]
+Bytes = Annotated[int, Interval(ge=0, le=2**50)]
 Seed = Annotated[int, Interval(ge=0, le=2**31)]
 Minutes = Annotated[float, Interval(gt=0, le=525_600)]
 Seconds = Annotated[float, Interval(gt=0, le=31_536_000)]
@@ -21,7 +22,7 @@ Hertz = Annotated[float, Interval(gt=0, le=1000)]
 Weight = Annotated[float, Interval(ge=0, le=1e9)]
 Decay = Annotated[float, Interval(ge=0, lt=1)]
 
-Precision = Literal["fp32", "bf16"]
+Precision = Literal["fp32", "bf16", "fp16"]
 Sampler = Literal["ddpm", "ddpm-clipped", "ddpm-mean", "ddim"]
 
 
@@ -43,6 +44,10 @@ class Workload:
     """fp32, or the 16-bit type of autocast; weights are float32 in either case."""
     modality: tuple[str, ...] = ("t1",)
     """MRI contrasts, one channel each."""
+    micro_batch: Count | None = None
+    """Volumes that pass through the network at a time (`accumulate`); None: the whole batch."""
+    offload_bytes: Bytes | None = None
+    """Saved tensors of at least so many bytes go to the host (`offload`); None: none do."""
 
 
 @dataclass(frozen=True)
@@ -102,18 +107,30 @@ class Overrides:
     couplings: Count | None = None
     """Couplings a level and branch, for invertible networks."""
     precision: Precision | None = None
-    """fp32, or 16-bit autocast."""
+    """fp32; bf16 or fp16, 16-bit autocast."""
     modality: tuple[Literal["t1", "t2"], ...] | None = None
     """MRI contrasts: t1, t2, or both."""
+    micro_batch: Count | None = None
+    """Volumes at a time, for `accumulate`; None: 1."""
+    offload_bytes: Bytes | None = None
+    """Bytes from which on a saved tensor goes to the host, for `offload`; None: 1 MiB."""
+
+
+_OF_TECHNIQUES = frozenset({"micro_batch", "offload_bytes"})
 
 
 def workload(
-    preset: str, published: Mapping[str, Any], overrides: Overrides | None = None
+    preset: str,
+    published: Mapping[str, Any],
+    overrides: Overrides | None = None,
+    techniques: Mapping[str, Any] = MappingProxyType({}),
+    patches: bool = False,
 ) -> Workload:
     """The workload of one method: preset, then its published setting, then the flags.
 
-    `published` is the method's own setting (keys of `Workload`). A patch keeps the published
-    ratio to the volume (PatchDDM-3D: 128 of 256) unless a flag names it.
+    `published` is the method's own setting (keys of `Workload`), `techniques` what its techniques
+    set. A patch keeps the published ratio to the volume (PatchDDM-3D: 128 of 256) unless a flag
+    names it; where `patches` were asked for, it has half the sides in every preset.
     """
     if preset not in PRESETS:
         raise UserError(f"--preset {preset}: unknown; the presets are {', '.join(PRESETS)}")
@@ -123,24 +140,32 @@ def workload(
         for f in fields(Overrides)
         if overrides is not None and (value := getattr(overrides, f.name)) is not None
     }
+    if overrides is not None:
+        check_ranges(overrides)
+    precision = techniques.get("precision", given.get("precision"))
+    if given.get("precision", precision) != precision:
+        raise UserError(f"--precision {given['precision']}: the method's own is {precision}")
     values = {
         **chosen.common,
         **{key: published[key] for key in chosen.from_method if key in published},
-        **given,
+        **techniques,
+        # A technique's setting goes to the methods that have the technique.
+        **{key: value for key, value in given.items() if key not in _OF_TECHNIQUES - {*techniques}},
     }
-    if overrides is not None:
-        check_ranges(overrides)
-    trains_on_patches = "patch" in published
+    trains_on_patches = patches or "patch" in published
     if not trains_on_patches:
         values["patch"] = values["volume"]
     elif "patch" not in given:
-        ratio = published["patch"] / published["volume"] if chosen.patches else 1
+        of_volume = published["patch"] / published["volume"] if "patch" in published else 0.5
+        ratio = of_volume if chosen.patches or patches else 1
         values["patch"] = max(1, round(values["volume"] * ratio))
     if values["patch"] > values["volume"]:
         raise UserError(
             f"--patch {values['patch']}: larger than the volume ({values['volume']}); "
             f"give --patch {values['volume']} or less"
         )
+    if "channels" not in values:
+        raise UserError(f"--preset {preset}: the network has no published widths; give --channels")
     return replace(Workload(**values), channels=tuple(values["channels"]))
 
 

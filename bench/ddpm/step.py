@@ -6,11 +6,15 @@ What a network may offer beside `forward(x_t, t) -> eps`:
   what its forward pass wants to know of it (PatchDDM: the coordinates);
 - `inverse(v) -> x`: U⁻¹, for the λ_R term of eq. (8);
 - `make_optimizer(learning_rate, lambda_l2) -> Optimizer`: for a method that updates in its own
-  way. It then applies the λ_L2 term itself.
+  way. One that adds the λ_L2 term itself has an attribute `lambda_l2`;
+- `techniques`: how it is trained (`bench/ddpm/technique.py`); `bench.methods` puts them there.
 """
 
 import random
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import reduce
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +22,10 @@ from torch.nn import functional as F
 
 from ..presets import Count, Precision, Seed, Weight, Workload
 from .diffusion import Diffusion
+from .technique import Technique, optimizer_of, saving
+
+Shown = tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]
+"""x_t (B, C, D, H, W), t (B,), the eps to be found, keywords of the forward pass."""
 
 Batch = Tensor | tuple[Tensor, dict[str, Tensor]]
 """Volumes (B, C, D, H, W), or patches of them and keywords of the forward pass."""
@@ -53,6 +61,8 @@ class TrainingStep:
         device: torch.device | str = "cpu",
     ) -> None:
         self.network = network
+        self.techniques: tuple[Technique, ...] = getattr(network, "techniques", ())
+        self.work = work
         self.training = training or Training()
         self.patch = work.patch
         self.device = torch.device(device)
@@ -60,8 +70,10 @@ class TrainingStep:
         self.diffusion = Diffusion(device=self.device)
         self.rng = random.Random(self.training.seed)
         self.parameters = [p for p in network.parameters() if p.requires_grad]
-        self.updates_itself = hasattr(network, "make_optimizer")
         self.optimizer = self._make_optimizer()
+        self.adds_l2_itself = hasattr(self.optimizer, "lambda_l2")
+        # But for fp16 it hands on everything as it is.
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=work.precision == "fp16")
         self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
             self.optimizer, T_max=self.training.anneal_steps
         )
@@ -72,21 +84,20 @@ class TrainingStep:
         Returns the loss of eq. (8), a scalar.
         """
         self.optimizer.zero_grad(set_to_none=True)
-        x_t, t, eps, keywords = self.noised(batch)
-        with self._autocast():
-            loss = self._loss(x_t, t, eps, keywords)
-        # ‖W‖₂ is a sum over all weights: its gradient, W / ‖W‖₂, is added in closed form, which
-        # costs no graph and lets a method free gradients during the backward pass.
-        weight_norm = torch.nn.utils.get_total_norm([p.detach() for p in self.parameters])
-        loss.backward()
-        if not self.updates_itself:
+        shown = self.noised(batch)
+        parts = [self._learn(*part) for part in self._micro_batches(shown)]
+        loss, weight_norm = reduce(torch.add, (loss for loss, _ in parts)), parts[-1][1]
+        if not self.adds_l2_itself:
+            if self.scaler.is_enabled():
+                self.scaler.unscale_(self.optimizer)
             pull = self.training.lambda_l2 / weight_norm
             for parameter in self.parameters:
                 if parameter.grad is not None:
                     parameter.grad.addcmul_(parameter.detach(), pull)
-        self.optimizer.step()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
         self.schedule.step()
-        return loss.detach() + self.training.lambda_l2 * weight_norm
+        return loss + self.training.lambda_l2 * weight_norm
 
     def cut(self, volumes: Tensor) -> Batch:
         """What of whole volumes, on the host, the step trains on: it alone goes to the device."""
@@ -94,7 +105,33 @@ class TrainingStep:
             return volumes
         return self.network.crop(volumes, self.patch, self.rng)  # type: ignore[operator]
 
-    def noised(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
+    def _learn(self, share: float, *shown: Any) -> tuple[Tensor, Tensor]:
+        """Forward and backward pass; the loss without its λ_L2 term, and ‖W‖₂."""
+        with self._autocast(), saving(self.techniques, self.work, self.device):
+            loss = self._loss(*shown)
+        # ‖W‖₂ is a sum over all weights: its gradient, W / ‖W‖₂, is added in closed form, which
+        # costs no graph and lets a method free gradients during the backward pass.
+        weight_norm = torch.nn.utils.get_total_norm([p.detach() for p in self.parameters])
+        loss = loss if share == 1 else loss * share
+        self.scaler.scale(loss).backward()
+        return loss.detach(), weight_norm
+
+    def _micro_batches(self, shown: Shown) -> Iterator[tuple[Any, ...]]:
+        """The share of the batch that each has, and what the network is shown of it.
+
+        The loss is a mean over the batch: that of the whole is the sum of theirs times the shares.
+        """
+        x_t, t, eps, keywords = shown
+        size = self.work.micro_batch or len(t)
+        if size >= len(t):
+            yield (1, *shown)
+            return
+        for first in range(0, len(t), size):
+            some = slice(first, first + size)
+            own = {name: value[some] for name, value in keywords.items()}
+            yield len(t[some]) / len(t), x_t[some], t[some], eps[some], own
+
+    def noised(self, batch: Batch) -> Shown:
         """What the network is shown: x_t, t, the eps to be found, keywords of its forward pass."""
         cut = self.cut(batch) if isinstance(batch, Tensor) else batch
         volumes, keywords = (cut, {}) if isinstance(cut, Tensor) else cut
@@ -113,8 +150,10 @@ class TrainingStep:
 
     def _make_optimizer(self) -> torch.optim.Optimizer:
         rate, l2 = self.training.learning_rate, self.training.lambda_l2
-        if self.updates_itself:
+        if hasattr(self.network, "make_optimizer"):
             return self.network.make_optimizer(learning_rate=rate, lambda_l2=l2)  # type: ignore[operator]
+        if make := optimizer_of(self.techniques):
+            return make(self.network, learning_rate=rate, lambda_l2=l2)
         # The fused kernel updates in place; the others hold temporaries the size of the weights.
         return torch.optim.AdamW(self.parameters, lr=rate, fused=True)
 
@@ -142,4 +181,4 @@ def make_state(optimizer: torch.optim.Optimizer) -> None:
 
 def autocast_dtype(precision: Precision) -> torch.dtype | None:
     """The 16-bit type of autocast, or None for float32 throughout."""
-    return {"fp32": None, "bf16": torch.bfloat16}[precision]
+    return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)

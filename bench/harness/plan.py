@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..ddpm.step import Training
+from ..methods import METHODS
 from ..presets import Workload
 from ..records.rows import setting_columns
 from .backends import Backends
@@ -44,6 +45,7 @@ class Plan:
     def columns(self) -> dict[str, Any]:
         """What of a record is known before anything has run."""
         return {
+            **METHODS[self.method].columns(),
             **setting_columns(self.work, self.training),
             "preset": self.preset,
             "preset_changes": self.preset_changes,

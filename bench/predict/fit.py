@@ -142,6 +142,7 @@ def answer(question: Question) -> Fit:
     changes = preset_changes(method, preset, overrides, work, Training())
     settings = {**setting_columns(work), "batch_size": batch}
     return Fit(
+        **method.columns(),
         **settings,
         memory_bytes=question.limit + question.margin,
         margin_bytes=question.margin,
@@ -206,6 +207,7 @@ def _grid(fits: list[Fit], memory: int, margin: int) -> Grid:
         rows.append(
             (
                 Cell(fit.method),
+                Cell(fit.kind or ""),
                 Cell(show_cube(fit.volume, fit.patch or fit.volume)),
                 Cell(str(fit.batch_size) if fit.batch_size else "none"),
                 Cell(_needs(fit.batch_needs, fit.batch_size, fit.batch_fits_by_default)),
@@ -215,7 +217,7 @@ def _grid(fits: list[Fit], memory: int, margin: int) -> Grid:
         )
     return Grid(
         "Fit", f"What {verb} in {show_size(memory)}, {show_size(margin)} kept free",
-        ("method", "volume", "largest batch", "needs", "largest cube, batch 1", "needs"),
+        ("method", "kind", "volume", "largest batch", "needs", "largest cube, batch 1", "needs"),
         tuple(rows),
     )  # fmt: skip
 

@@ -75,6 +75,9 @@ def run_predict(command: PredictCommand, console: Console) -> int:
     console.print(for_terminal(_grid(rows, reserved, step)))
     for method, _, prediction in rows:
         say(console, f"{method.name}: peak in the {prediction.peak}.")
+    if not cuda:
+        for line in dict.fromkeys(t.on_cpu for m, _, _ in rows for t in m.techniques if t.on_cpu):
+            say(console, line)
     say(console, NOT_IN_THE_NUMBER if cuda else NOT_ON_CPU)
     if cuda and conf:
         say(console, f"The allocator of the pool is set to {conf}.")
@@ -100,6 +103,7 @@ def record(row: Row, command: PredictCommand) -> Record:
         preset_changes=preset_changes(method, command.preset, command.overrides, work, training),
         device=command.device,
         sampling=command.sampling or None,
+        **method.columns(),
         **setting_columns(work, training),
     )
     found.take(prediction.columns())
@@ -135,6 +139,7 @@ def _grid(rows: Sequence[Row], reserved: Sequence[int], step: str) -> Grid:
         return [f"{size / GIB:.3f}" for size in sizes]
 
     lines: dict[str, Sequence[str]] = {
+        "Kind": [method.kind for method, _, _ in rows],
         "Trains on": [f"{show_cube(w.volume, w.patch)} × {w.batch_size}" for w in works],
         "Precision": [work.precision for work in works],
         "Parameters (M)": [f"{p.parameters / 1e6:.1f}" for p in predictions],

@@ -72,6 +72,7 @@ def predict_point(job: tuple[str, str, str, int, Workload]) -> Point:
     prediction = predict_method(METHODS[name], work, count_forward=False)
     parts: dict[str, Any] = {f"{part}_bytes": n for part, n in prediction.parts.items()}
     return Point(
+        **METHODS[name].columns(),
         **setting_columns(work),
         method=name,
         preset=preset,
@@ -100,7 +101,14 @@ def fit_slopes(points: Sequence[Point]) -> list[Slope]:
         deviation = float(np.abs(peak - (start + slope * amount)).max())
         per_unit = float(np.polyfit(amount, stored, 1)[0])
         slopes.append(
-            Slope(method=method, axis=axis, peak=float(slope), stored=per_unit, deviation=deviation)
+            Slope(
+                method=method,
+                kind=line[0].kind,
+                axis=axis,
+                peak=float(slope),
+                stored=per_unit,
+                deviation=deviation,
+            )
         )
     return slopes
 
@@ -109,6 +117,7 @@ def _grid(slopes: Sequence[Slope]) -> Grid:
     rows = [
         (
             Cell(slope.method),
+            Cell(slope.kind or ""),
             Cell(AXES[slope.axis][1]),
             *(Cell(show_size(each)) for each in (slope.peak, slope.stored, slope.deviation)),
         )
@@ -116,5 +125,5 @@ def _grid(slopes: Sequence[Slope]) -> Grid:
     ]
     return Grid(
         "Slopes", "Bytes per unit, by least squares: peak, and what is stored for backward",
-        ("method", "per", "peak", "stored", "furthest from the line"), tuple(rows),
+        ("method", "kind", "per", "peak", "stored", "furthest from the line"), tuple(rows),
     )  # fmt: skip

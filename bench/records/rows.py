@@ -35,6 +35,10 @@ class Work:
     """A level and branch, of invertible networks; the others ignore it."""
     modality: str | None = None
     """Of each channel of a volume."""
+    micro_batch: int | None = None
+    """Volumes that pass through the network at a time; empty: the whole batch."""
+    offload_bytes: int | None = None
+    """Saved tensors of at least so many bytes went to the host; empty: none did."""
 
 
 @dataclass(kw_only=True)
@@ -49,7 +53,19 @@ class Ending:
 
 
 @dataclass(kw_only=True)
-class Setting(Work):
+class Way:
+    """How a method trains its network (`bench.methods.Method`)."""
+
+    network: str | None = None
+    """Methods of one network compute the same function, unless `kind` says another task."""
+    techniques: str | None = None
+    """Separated by spaces, in the order in which they are applied; empty: none."""
+    kind: str | None = None
+    """Of all techniques together: exact, rounded or another task."""
+
+
+@dataclass(kw_only=True)
+class Setting(Way, Work):
     """All that can be typed and changes a number."""
 
     preset: str | None = None
@@ -445,7 +461,7 @@ class Score:
 
 
 @dataclass(kw_only=True)
-class Fit(Work):
+class Fit(Way, Work):
     """What of a method trains in so much memory, in `fit.csv`. `volume` is of the preset."""
 
     memory_bytes: int
@@ -478,7 +494,7 @@ class Fit(Work):
 
 
 @dataclass(kw_only=True)
-class Point(Work):
+class Point(Way, Work):
     """One prediction of a sweep, in `scale.csv`. Bytes at the peak, but for `stored_bytes`."""
 
     method: str
@@ -505,6 +521,8 @@ class Slope:
     """A least-squares line through a sweep, in `scale_slopes.csv`; bytes per unit of the axis."""
 
     method: str
+    kind: str | None = None
+    """exact, rounded or another task."""
     axis: str
     peak: float
     stored: float

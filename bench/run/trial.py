@@ -53,6 +53,8 @@ def run(plan: TrialPlan, events: Events, should_stop: Any = lambda: False) -> No
         network = METHODS[plan.method].build(plan.work)
     step = TrainingStep(network, plan.work, plan.training, device)
     events.found(parameters=sum(p.numel() for p in network.parameters()))
+    if device.type == "cpu":
+        events.found(warnings=[each.on_cpu for each in step.techniques if each.on_cpu])
     volumes = load(Path(plan.volumes))
     batches = iterate_batches(volumes, plan.work, plan.training.seed, device, step.cut)
 

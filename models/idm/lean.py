@@ -14,16 +14,16 @@ What each saves and costs is measured in the README.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from . import PUBLISHED as PUBLISHED
-from .coupling import AdditiveCoupling, ConvolutionBlock
+from .coupling import ConvolutionBlock
 from .network import IDM
-from .optimizer import AdamWInBackward
+from .optimizer import AdamWInBackward, make_optimizer
 from .reversible import Mode, left_to_eager
 
 HALVES = ("x1", "x2")
@@ -96,14 +96,17 @@ class LeanIDM(IDM):
 
     def make_optimizer(self, learning_rate: float, lambda_l2: float = 0.0) -> AdamWInBackward:
         """An optimizer that works in backward() and adds the λ_L2 term of eq. (8) itself."""
-        trained = [p for p in self.parameters() if p.requires_grad]
+        return cast(
+            AdamWInBackward,
+            make_optimizer(
+                self, learning_rate=learning_rate, lambda_l2=lambda_l2, eight_bit=self.eight_bit,
+                in_backward=True,
+            ),
+        )  # fmt: skip
+
+    def accumulate_at_once(self) -> None:
         # The top level's gradients are sums over the samples, and ready after the last one.
-        for wire in self.wiring if self.stream_bytes is None else self.middle:
-            if isinstance(coupling := self.body[wire.layer], AdditiveCoupling):
-                coupling.accumulates_at_once = True
-        return AdamWInBackward(
-            trained, learning_rate, lambda_l2=lambda_l2, eight_bit=self.eight_bit
-        )
+        self._accumulate_at_once(self.wiring if self.stream_bytes is None else self.middle)
 
     def _streams(self, x: Tensor) -> bool:
         if self.stream_bytes is None or len(x) == 1:  # one sample gains nothing from its own turn

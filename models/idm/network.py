@@ -255,6 +255,15 @@ class IDM(nn.Module):
         halves = self._run_body(self.project.pseudo_inverse(v), embedding, flipped=True)
         return self.lift.pseudo_inverse(*halves)
 
+    def accumulate_at_once(self) -> None:
+        """Let gradients of F reach `.grad` one by one, for an optimizer that uses them up there."""
+        self._accumulate_at_once(self.wiring)
+
+    def _accumulate_at_once(self, wires: Sequence[Wire]) -> None:
+        for wire in wires:
+            if isinstance(coupling := self.body[wire.layer], AdditiveCoupling):
+                coupling.accumulates_at_once = True
+
     def describe(self) -> str:
         """The U as text: a line per level with its channels, its split, and what works there."""
         bottom = len(self.channels) - 1

@@ -1,8 +1,9 @@
-"""AdamW inside the backward pass, with its state in 8 bits.
+"""AdamW with its state in 8 bits, and inside the backward pass.
 
-Every gradient is applied and freed as soon as it is complete, so that the gradients of a whole
-network never exist together (Lv et al. 2023, arXiv:2306.09782). The two moments take a byte each,
-with one scale per block of 256 (Dettmers et al. 2021, arXiv:2110.02861).
+The two moments take a byte each, with one scale per block of 256 (Dettmers et al. 2021,
+arXiv:2110.02861). In the backward pass every gradient is applied and freed as soon as it is
+complete, so that the gradients of a whole network never exist together (Lv et al. 2023,
+arXiv:2306.09782).
 
 Only tensor operations of a fixed shape: it runs on every device and on fake tensors.
 """
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 BLOCK = 256
 ROWS = 12288  # blocks updated at a time: temporaries stay below 60 MiB, few operators run
 GOLDEN = 0.6180339887498949
+KIND = "exact"  # of the updates in the backward pass; bytes are rounded
 _STATE = ("exp_avg_codes", "exp_avg_scales", "root_codes", "root_scales")
 
 
@@ -110,12 +112,8 @@ class AppliedGradient(Tensor):
         )
 
 
-class AdamWInBackward(torch.optim.Optimizer):
-    """AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101) that updates while gradients appear.
-
-    Each `backward()` is a step: gradients are gone when it returns, and cannot be clipped or
-    accumulated. `step()` closes it; a second `backward()` before that is refused, as is clipping
-    (RuntimeError).
+class ByteAdamW(torch.optim.Optimizer):
+    """AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101) with a byte per moment.
 
     Args:
         parameters: what to train.
@@ -149,37 +147,20 @@ class AdamWInBackward(torch.optim.Optimizer):
         for group in self.param_groups:
             for parameter in group["params"]:
                 self.state[parameter] = self._new_state(parameter)
-        self.hooks = [
-            parameter.register_post_accumulate_grad_hook(self._hook(group))
-            for group in self.param_groups
-            for parameter in group["params"]
-        ]
 
-    def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        loss = None
         if closure is not None:
-            raise ValueError("the gradients were applied in backward(): there is no closure to run")
-        self.zero_grad()
-
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        """Close the step; there is nothing to set to zero."""
+            with torch.enable_grad():
+                loss = closure()
+        self.pull = self._weight_pull() if self.lambda_l2 else None
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self._update(parameter, group)
         self.pull = None
-        super().zero_grad(set_to_none=True)
-
-    def detach(self) -> None:
-        """Stop updating: backward() leaves gradients in `.grad` again."""
-        for hook in self.hooks:
-            hook.remove()
-
-    def _hook(self, group: dict[str, Any]) -> Callable[[Tensor], None]:
-        def apply(parameter: Tensor) -> None:
-            if parameter.grad is None:  # autograd came by without one
-                return
-            if self.pull is None and self.lambda_l2:
-                self.pull = self._weight_pull()
-            self._update(parameter, group)
-            parameter.grad = AppliedGradient(parameter)
-
-        return apply
+        return loss
 
     def _weight_pull(self) -> Tensor:
         weights = [p.detach() for group in self.param_groups for p in group["params"]]
@@ -230,3 +211,64 @@ class AdamWInBackward(torch.optim.Optimizer):
         blocks = -(-parameter.numel() // BLOCK)
         codes = (quantizer.zeros(blocks, parameter.device) for quantizer in self.quantizers)
         return {"step": 0, **dict(zip(_STATE, itertools.chain(*codes), strict=True))}
+
+
+class AdamWInBackward(ByteAdamW):
+    """`ByteAdamW` that updates while gradients appear.
+
+    Each `backward()` is a step: gradients are gone when it returns, and cannot be clipped or
+    accumulated. `step()` closes it; a second `backward()` before that is refused, as is clipping
+    (RuntimeError).
+    """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.hooks = [
+            parameter.register_post_accumulate_grad_hook(self._hook(group))
+            for group in self.param_groups
+            for parameter in group["params"]
+        ]
+
+    def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
+        if closure is not None:
+            raise ValueError("the gradients were applied in backward(): there is no closure to run")
+        self.zero_grad()
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Close the step; there is nothing to set to zero."""
+        self.pull = None
+        super().zero_grad(set_to_none=True)
+
+    def detach(self) -> None:
+        """Stop updating: backward() leaves gradients in `.grad` again."""
+        for hook in self.hooks:
+            hook.remove()
+
+    def _hook(self, group: dict[str, Any]) -> Callable[[Tensor], None]:
+        def apply(parameter: Tensor) -> None:
+            if parameter.grad is None:  # autograd came by without one
+                return
+            if self.pull is None and self.lambda_l2:
+                self.pull = self._weight_pull()
+            self._update(parameter, group)
+            parameter.grad = AppliedGradient(parameter)
+
+        return apply
+
+
+def make_optimizer(
+    network: nn.Module,
+    *,
+    learning_rate: float,
+    lambda_l2: float = 0.0,
+    eight_bit: bool = False,
+    in_backward: bool = False,
+) -> ByteAdamW:
+    """For any network; the couplings of an IDM let go of each gradient as soon as it is there."""
+    trained = [p for p in network.parameters() if p.requires_grad]
+    if not in_backward:
+        return ByteAdamW(trained, learning_rate, lambda_l2=lambda_l2, eight_bit=eight_bit)
+    for module in network.modules():
+        if hasattr(module, "accumulate_at_once"):
+            module.accumulate_at_once()  # type: ignore[operator]
+    return AdamWInBackward(trained, learning_rate, lambda_l2=lambda_l2, eight_bit=eight_bit)

@@ -1,22 +1,34 @@
 """Checkpointing changes what is kept, and nothing else."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
 
-from baselines import checkpoint, unet
+from baselines import patchddm, unet
+from baselines.techniques import checkpoint
 from tests.baselines.training import Cost, cost_of_fake_step, nudge
 
 WIDTHS = (4, 8, 16)
 
 
-def pair():
+WAYS = {
+    "block": {}, "all": {"scope": "all"}, "level": {"scope": "level"},
+    "nested": {"scope": "nested"}, "selective": {"keep_convolutions": True},
+}  # fmt: skip
+
+
+def build_checkpointed(network=unet, **options):
+    return checkpoint.build(network.build, **options)
+
+
+def pair(network=unet, **way):
     """The two networks from one seed."""
     networks = []
-    for method in (unet, checkpoint):
+    for build in (network.build, partial(checkpoint.build, network.build, **way)):
         torch.manual_seed(0)
-        networks.append(method.build(in_channels=1, channels=WIDTHS))
+        networks.append(build(in_channels=1, channels=WIDTHS))
     return networks
 
 
@@ -30,13 +42,14 @@ def test_is_the_same_network():
     plain, checkpointed = (network.state_dict() for network in pair())
     assert list(plain) == list(checkpointed)
     assert all(torch.equal(plain[key], checkpointed[key]) for key in plain)
-    assert checkpoint.PUBLISHED == unet.PUBLISHED
 
 
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+@pytest.mark.parametrize("kind", [unet, patchddm], ids=["unet", "patchddm"])
 @pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
-def test_gives_the_same_output_and_gradients(bf16):
+def test_gives_the_same_output_and_gradients(bf16, kind, way):
     outputs, gradients = [], []
-    for network in map(nudge, pair()):
+    for network in map(nudge, pair(kind, **way)):
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             eps = network(*batch())
         eps.float().square().mean().backward()
@@ -50,10 +63,8 @@ def test_gives_the_same_output_and_gradients(bf16):
 def test_keeps_less_and_computes_more():
     widths = (32, 64, 128)
     plain, checkpointed = (
-        cost_of_fake_step(
-            lambda m=method: m.build(in_channels=1, channels=widths), (2, 1, *[32] * 3)
-        )
-        for method in (unet, checkpoint)
+        cost_of_fake_step(lambda b=build: b(in_channels=1, channels=widths), (2, 1, *[32] * 3))
+        for build in (unet.build, build_checkpointed)
     )
     assert checkpointed.peak < 0.7 * plain.peak
     # Forward and backward are 3 forwards; every residual block, which is most of it, adds another.
@@ -82,3 +93,34 @@ def test_a_copy_recomputes_with_its_own_parameters():
     twin(*batch()).square().mean().backward()
     assert all(parameter.grad is None for parameter in original.parameters())
     assert all(parameter.grad is not None for parameter in twin.parameters())
+
+
+def test_what_each_way_keeps_and_computes_twice():
+    """The finest level has most of what a U-Net stores: to recompute it whole saves less."""
+    costs = {
+        name: cost_of_fake_step(
+            lambda way=way: build_checkpointed(in_channels=1, channels=(32, 64, 128), **way),
+            (2, 1, *[32] * 3),
+        )
+        for name, way in WAYS.items()
+    }
+    plain = cost_of_fake_step(lambda: unet.build(in_channels=1, channels=(32, 64, 128)),
+                              (2, 1, *[32] * 3))  # fmt: skip
+    assert costs["selective"].flops < 1.02 * plain.flops
+    assert costs["block"].peak < costs["selective"].peak < 0.9 * plain.peak
+    assert costs["all"].peak < costs["block"].peak < costs["nested"].peak < costs["level"].peak
+    assert costs["nested"].flops > costs["level"].flops >= costs["block"].flops
+
+
+def test_levels_are_those_of_the_u_and_its_head():
+    for network in (unet.build(in_channels=1, channels=WIDTHS), pair(patchddm)[0]):
+        levels = checkpoint.levels_of(network)
+        assert levels[-1] is network.out
+        blocks = checkpoint.blocks_of(network)
+        inside = [block for level in levels for block in level.modules() if block in blocks]
+        assert sorted(map(id, inside)) == sorted(map(id, blocks))
+
+
+def test_a_network_without_blocks_is_refused():
+    with pytest.raises(ValueError, match="Linear has no modules of a class called like ResBlock"):
+        checkpoint.build(lambda **_: torch.nn.Linear(1, 1))

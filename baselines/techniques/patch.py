@@ -1,0 +1,44 @@
+"""Random patches with coordinates, for any network.
+
+Bieder et al. 2023, arXiv:2303.15288, whose own network is `baselines.patchddm`: a step sees a
+patch, and three more channels say where in the volume it lies. A sampler shows the whole volume.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..patchddm import PatchDDM, grid
+
+KIND = "another task"
+WORK = {"patches": True}
+
+
+def build(
+    network: Callable[..., nn.Module], *, in_channels: int, **options: Any
+) -> "WithCoordinates":
+    return WithCoordinates(network(in_channels=in_channels + 3, **options), in_channels)
+
+
+class WithCoordinates(nn.Module):
+    """ε of the image channels; what `network` says of the coordinates is left out.
+
+    Args:
+        network: of `in_channels + 3` channels, in and out.
+    """
+
+    crop = staticmethod(PatchDDM.crop)
+
+    def __init__(self, network: nn.Module, in_channels: int) -> None:
+        super().__init__()
+        self.network, self.in_channels = network, in_channels
+
+    def forward(self, x: Tensor, t: Tensor, coordinates: Tensor | None = None) -> Tensor:
+        """As `PatchDDM.forward`: without coordinates, `x` (B, C, D, H, W) is the whole volume."""
+        if coordinates is None:
+            axes = [torch.linspace(-1, 1, side, device=x.device) for side in x.shape[2:]]
+            coordinates = grid(axes).expand(x.shape[0], -1, -1, -1, -1)
+        shown = torch.cat([x, coordinates.to(x.dtype)], dim=1)
+        return self.network(shown, t)[:, : self.in_channels]

@@ -1,0 +1,98 @@
+"""Every technique with every network that it applies to."""
+
+import pytest
+import torch
+
+from bench.ddpm.step import TrainingStep
+from bench.errors import UserError
+from bench.methods import METHODS, TECHNIQUES, find_methods
+from bench.predict import predict
+from bench.presets import Overrides
+from bench.probes.cost import StepProbe
+from bench.probes.memory import tensors_in
+from models.idm.optimizer import AdamWInBackward
+from tests.baselines.training import nudge
+
+TINY = Overrides(volume=16, batch_size=2, channels=(8, 16), couplings=1)
+NETWORKS = ("unet", "patchddm", "idm", "idm-stored", "idm-lean")
+EXACT = [name for name, technique in TECHNIQUES.items() if technique.kind == "exact"]
+
+
+def can_be(network: str, technique: str) -> bool:
+    try:
+        (method,) = find_methods([f"{network}+{technique}"])
+        method.workload("small", TINY)
+    except UserError:
+        return False
+    return True
+
+
+GRID = [(n, t) for n in NETWORKS for t in TECHNIQUES if can_be(n, t)]
+
+
+def test_the_grid_is_as_wide_as_it_should_be():
+    """What is left out is left out for a reason that is said."""
+    missing = {(n, t) for n in NETWORKS for t in TECHNIQUES} - set(GRID)
+    checkpoints = {t for t in TECHNIQUES if t.startswith("checkpoint")}
+    assert missing == {
+        *((n, t) for n in ("idm", "idm-stored", "idm-lean") for t in checkpoints),
+        ("patchddm", "patch"), ("patchddm", "wavelet"),
+        *(("idm-lean", t) for t in ("accumulate", "fused-backward", "adam8bit", "adafactor")),
+        ("idm-lean", "fp16"), ("idm-lean", "channels-last"),
+    }  # fmt: skip
+
+
+def step_of(name: str, double: bool = False) -> TrainingStep:
+    torch.manual_seed(0)
+    work = METHODS[name].workload("small", TINY)
+    network = nudge(METHODS[name].build(work))
+    return TrainingStep(network.double() if double else network, work)
+
+
+def gradients(step: TrainingStep) -> dict[str, torch.Tensor]:
+    """Of a step on the same volumes, in the same noise; also where they are used up at once."""
+    found: dict[str, torch.Tensor] = {}
+    for name, parameter in step.network.named_parameters():
+        parameter.register_post_accumulate_grad_hook(
+            lambda p, name=name: found.update({name: p.grad.clone()})
+        )
+    if isinstance(step.optimizer, AdamWInBackward):
+        step.optimizer.detach()
+    step.adds_l2_itself = True  # nobody adds it: the gradients are those of the network
+    step.optimizer = torch.optim.SGD(step.parameters, lr=0.0)
+    torch.manual_seed(1)
+    step(torch.rand(2, 1, 16, 16, 16, dtype=torch.float64))
+    return found
+
+
+@pytest.mark.parametrize(("network", "technique"), [p for p in GRID if p[1] in EXACT])
+def test_an_exact_technique_gives_the_gradients_of_the_bare_network(network, technique):
+    if technique == "fused-backward":
+        pytest.skip("the updates are compared below")
+    bare, changed = (gradients(step_of(n, True)) for n in (network, f"{network}+{technique}"))
+    assert bare.keys() == changed.keys()
+    most = max(gradient.norm() for gradient in bare.values())
+    for name, gradient in bare.items():  # a bias before a norm has none, but for rounding
+        assert (gradient - changed[name]).norm() <= 1e-10 * max(gradient.norm(), 1e-4 * most), name
+
+
+@pytest.mark.parametrize(("network", "technique"), GRID)
+def test_two_steps_take_the_bytes_that_were_predicted(network, technique):
+    if technique == "fp16":
+        pytest.skip("a CPU's float16 convolutions take minutes")
+    if technique == "adafactor":
+        with pytest.raises(UserError, match="cannot be predicted"):
+            predict(f"{network}+adafactor", preset="small", volume=16, channels=(8, 16))
+        return
+    name = f"{network}+{technique}"
+    step = step_of(name)
+    batch = step.cut(torch.rand(2, 1, 16, 16, 16))
+    step(batch)
+    probe = StepProbe(step.network, step.optimizer, "cpu", tensors_in(batch))
+    probe.start()
+    step(batch)
+    measured = probe.stop()
+    found = predict(name, preset="small", volume=16, batch_size=2, channels=(8, 16), couplings=1,
+                    device="cpu")  # fmt: skip
+    assert found.peak_memory_bytes == measured.peak_memory_bytes
+    assert found.flops_step == measured.flops_step
