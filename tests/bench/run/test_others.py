@@ -1,0 +1,98 @@
+"""Networks and techniques of other packages: installed ones by name, any by `module:function`."""
+
+import csv
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[3]
+PACKAGE = {
+    "theirs.py": """
+import torch
+PUBLISHED = {"channels": (8, 16)}
+
+class Theirs(torch.nn.Module):
+    def __init__(self, channels, width):
+        super().__init__()
+        self.first = torch.nn.Conv3d(channels, width, 3, padding=1)
+        self.last = torch.nn.Conv3d(width, channels, 3, padding=1)
+
+    def forward(self, x, t):
+        return self.last(self.first(x).relu())
+
+def build(*, in_channels, channels, **_):
+    return Theirs(in_channels, channels[0])
+""",
+    "halved.py": """
+KIND = "exact"
+WORK = {"micro_batch": 1}
+""",
+    "theirs-1.0.dist-info/METADATA": "Metadata-Version: 2.1\nName: theirs\nVersion: 1.0\n",
+    "theirs-1.0.dist-info/entry_points.txt": """
+[idm_bench.methods]
+theirs = theirs
+
+[idm_bench.techniques]
+halved = halved
+""",
+}
+
+
+@pytest.fixture
+def installed(tmp_path) -> Path:
+    """A folder as `pip install --target` leaves it."""
+    for name, text in PACKAGE.items():
+        path = tmp_path / "site" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return tmp_path / "site"
+
+
+def run(installed: Path, *command: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *map(str, command)],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(installed)},
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_a_plug_in_trains_beside_ours_in_processes_of_its_own(installed, tmp_path):
+    names = ["theirs", "theirs+halved", "theirs:build+wavelet"]
+    done = run(
+        installed, "run_bench.py", "--models", *names, "--steps", 1, "--preset", "small",
+        "--volume", 8, "--channels", 4, 8, "--device", "cpu", "--out", tmp_path / "runs",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    (table,) = (tmp_path / "runs").glob("*/runs.csv")
+    with table.open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["method"], row["status"]) for row in rows] == [(name, "ok") for name in names]
+    assert [row["kind"] for row in rows] == ["exact", "exact", "another task"]
+    assert [row["micro_batch"] for row in rows] == ["", "1", ""]
+    assert [row["techniques"] for row in rows] == ["", "halved", "wavelet"]
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("theirs+cheaper", "unknown technique cheaper"),
+        ("theirs:made", "theirs has no function 'made'"),
+        ("nobody:build", "nobody cannot be imported"),
+        ("theirs+checkpoint", "there is nothing to compute again"),
+        ("idm-lean+adam8bit", "has adam8bit twice"),
+        ("unet+accumulate+fused-backward", "cannot be combined"),
+    ],
+)
+def test_what_cannot_be_is_said_in_a_line_before_anything_starts(installed, tmp_path, name, says):
+    done = run(
+        installed, "run_bench.py", "--models", name, "--steps", 1, "--preset", "small",
+        "--out", tmp_path / "runs",
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert says in " ".join((done.stdout + done.stderr).split())
+    assert not (tmp_path / "runs").exists()
