@@ -20,10 +20,19 @@ from . import attention, autocast
 NAME = "card"
 
 
+_ACCELERATOR = ("_get_accelerator", "_accelerator_getAccelerator")
+"""Functions of `torch._C` that say which accelerator there is."""
+
+
 @cache
 def device() -> torch.device:
     """The card; RuntimeError where the process has another device under PyTorch's key for one."""
+    answers = {name: getattr(torch._C, name)() for name in _ACCELERATOR}
     _setup_privateuseone_for_python_backend(NAME, _Module())
+    # The device stays known to the process, and PyTorch would take it for the machine's
+    # accelerator: FSDP, say, would put a person's own network there.
+    for name, answer in answers.items():
+        setattr(torch._C, name, lambda *_, answer=answer: answer)
     _kept.extend(autocast.register(NAME))
     _kept.extend(attention.register())
     _kept.append(_whole_operators())

@@ -342,3 +342,14 @@ def test_what_is_written_to_a_small_tensor_is_not_known():
 
     assert predicted(loss).assumptions
     assert read[0] == 1  # what is taken for an integer
+
+
+def test_the_machines_accelerator_stays_what_it_is():
+    """After a prediction, FSDP wanted to put a real network on the card on paper."""
+    script = (
+        "import torch; from bench.predict import predict; before = torch._C._get_accelerator(); "
+        "now = torch.accelerator.current_accelerator(); predict('idm', preset='small', volume=16); "
+        "assert torch._C._get_accelerator() == before; "
+        "assert torch.accelerator.current_accelerator() == now"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
