@@ -46,21 +46,36 @@ PUBLISHED: dict[str, Any] = {
 BLOCKS_PER_LEVEL = 2
 
 
-def build(*, in_channels: int, channels: tuple[int, ...], **_: Any) -> "PatchDDM":
-    """The network for `in_channels` image channels; it adds its three coordinates itself."""
-    return PatchDDM(in_channels, channels)
+def build(
+    *,
+    in_channels: int,
+    channels: tuple[int, ...],
+    out_channels: int | None = None,
+    num_class_embeds: int | None = None,
+    **_: Any,
+) -> "PatchDDM":
+    """The network for `in_channels` channels; it adds its three coordinates itself."""
+    return PatchDDM(in_channels, channels, out_channels, num_class_embeds)
 
 
 class PatchDDM(nn.Module):
     """A U-Net with additive skips that also reads where its voxels are.
 
     Args:
-        in_channels: image channels of the input, and channels of the output.
+        in_channels: image channels of the input, then those of a condition.
         channels: the width of each level, finest first. The first is also the number of groups
             of every group normalisation, so it must divide the others.
+        out_channels: image channels, of the output; None: all input channels are.
+        num_class_embeds: classes, whose labels enter with t; None: none.
     """
 
-    def __init__(self, in_channels: int, channels: tuple[int, ...]) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        channels: tuple[int, ...],
+        out_channels: int | None = None,
+        num_class_embeds: int | None = None,
+    ) -> None:
         super().__init__()
         if any(width % channels[0] for width in channels):
             raise ValueError(f"channels {channels}: the first must divide all others")
@@ -74,6 +89,9 @@ class PatchDDM(nn.Module):
             nn.Linear(self.embedding_channels, time_channels),
             nn.SiLU(),
             nn.Linear(time_channels, time_channels),
+        )
+        self.class_embedding = (
+            nn.Embedding(num_class_embeds, time_channels) if num_class_embeds else None
         )
         width = channels[0]
         self.conv_in = Conv3d(in_channels + 3, width)
@@ -114,25 +132,42 @@ class PatchDDM(nn.Module):
             self.decoder.append(DecoderLevel(blocks, up))
 
         self.out = nn.Sequential(
-            GroupNorm(groups, width), nn.SiLU(), zero(Conv3d(width, in_channels))
+            GroupNorm(groups, width), nn.SiLU(), zero(Conv3d(width, out_channels or in_channels))
         )
 
-    def forward(self, x: Tensor, t: Tensor, coordinates: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        timesteps: Tensor | int,
+        coordinates: Tensor | None = None,
+        context: None = None,
+        class_labels: Tensor | None = None,
+    ) -> Tensor:
         """Predict the noise ε in `x`.
 
         Args:
             x: noisy patches or whole volumes, (B, C, D, H, W).
-            t: diffusion steps, (B,) int64.
+            timesteps: t, (B,) int64; a number, or a tensor of one, is that of every sample.
             coordinates: where the voxels of `x` lie, (B, 3, D, H, W), from −1 to 1 over the whole
                 volume, as `crop` returns them. None: `x` is the whole volume.
+            context: must be None; MONAI's inferers pass it along.
+            class_labels: (B,) int64, with `num_class_embeds`.
 
         Returns:
-            ε, (B, C, D, H, W).
+            ε, (B, out_channels, D, H, W).
         """
+        if context is not None or (class_labels is None) != (self.class_embedding is None):
+            raise ValueError(
+                "a condition goes into channels after those of the image, class_labels to a "
+                "network with num_class_embeds, and to no other"
+            )
         if coordinates is None:
             axes = [torch.linspace(-1, 1, side, device=x.device) for side in x.shape[2:]]
             coordinates = grid(axes).expand(x.shape[0], -1, -1, -1, -1)
+        t = torch.as_tensor(timesteps, device=x.device).reshape(-1)
         time = self.time_embedding(sinusoidal_embedding(t, self.embedding_channels).to(x.dtype))
+        if self.class_embedding is not None and class_labels is not None:
+            time = time + self.class_embedding(class_labels)
 
         skips = [self.conv_in(torch.cat([x, coordinates.to(x.dtype)], dim=1))]
         for level in self.encoder:

@@ -19,11 +19,22 @@ PUBLISHED: dict[str, Any] = {
 }
 
 
-def build(*, in_channels: int, channels: tuple[int, ...], **_: Any) -> nn.Module:
+def build(
+    *,
+    in_channels: int,
+    channels: tuple[int, ...],
+    out_channels: int | None = None,
+    num_class_embeds: int | None = None,
+    dims: int = 3,
+    **_: Any,
+) -> nn.Module:
     """The network `eps = network(x, t)`, (B, C, D, H, W) and (B,) int64 to (B, C, D, H, W).
 
     Args:
-        in_channels: image channels of the input, and channels of the output.
+        in_channels: image channels, then those of a condition.
+        out_channels: image channels, of the output; None: all input channels are.
+        num_class_embeds: classes, of which `network(x, t, class_labels=labels)` tells the network.
+        dims: 2 for images (B, C, H, W).
         channels: the width of each level, finest first. Each side of a volume must be a multiple
             of 2 to the number of levels but one.
     """
@@ -31,9 +42,10 @@ def build(*, in_channels: int, channels: tuple[int, ...], **_: Any) -> nn.Module
     from monai.networks.nets import DiffusionModelUNet
 
     network = DiffusionModelUNet(
-        spatial_dims=3,
+        spatial_dims=dims,
         in_channels=in_channels,
-        out_channels=in_channels,
+        out_channels=out_channels or in_channels,
+        num_class_embeds=num_class_embeds,
         channels=channels,
         num_res_blocks=2,
         attention_levels=(False,) * len(channels),

@@ -17,6 +17,8 @@ HALVINGS = 1
 
 
 def build(network: Callable[..., nn.Module], *, in_channels: int, **options: Any) -> "OnWavelets":
+    if "out_channels" in options:
+        options["out_channels"] *= 8
     built = network(in_channels=8 * in_channels, **options)
     if hasattr(built, "crop"):
         raise ValueError(f"{type(built).__name__} reads where its voxels lie; coefficients lie "
@@ -33,8 +35,8 @@ class OnWavelets(nn.Module):
         if hasattr(network, "inverse"):
             self.inverse = self._inverse
 
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        return volume(self.network(coefficients(x), t))
+    def forward(self, x: Tensor, timesteps: Tensor, **given: Any) -> Tensor:
+        return volume(self.network(coefficients(x), timesteps, **given))
 
     def _inverse(self, v: Tensor) -> Tensor:
         return volume(self.network.inverse(coefficients(v)))  # type: ignore[operator]

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from .network import IDM
-from .reversible import Backward, ReconstructionError, Region, ReversibleSequential
+from .reversible import ReconstructionError, Region, ReversibleSequential
 
 __all__ = [
     "IDM",
@@ -26,13 +26,7 @@ PUBLISHED = {
 
 
 def build(
-    *,
-    in_channels: int = 1,
-    channels: Sequence[int],
-    couplings: int = 2,
-    backward: Backward = "inverse",
-    dims: int = 3,
-    **options: Any,
+    *, in_channels: int = 1, channels: Sequence[int], couplings: int = 2, **options: Any
 ) -> IDM:
     """An IDM by keywords, for registries: `partial(build, backward="stored")` is a method, too."""
-    return IDM(in_channels, channels, couplings, dims=dims, backward=backward, **options)
+    return IDM(in_channels, channels, couplings, **options)

@@ -65,15 +65,15 @@ class LeanIDM(IDM):
             self.way_down, self.middle = self.wiring[:down], self.wiring[down:up]
             self.way_up = self.wiring[up:]
 
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        self._check_input(x)
+    def forward(
+        self, x: Tensor, timesteps: Any, context: None = None, class_labels: Any = None
+    ) -> Tensor:
         if not self._streams(x):
-            return super().forward(x, t)
-        return self._stream(x, t)
+            return super().forward(x, timesteps, context, class_labels)
+        return self._stream(x, self._prepare(x, timesteps, context, class_labels))
 
     @left_to_eager
-    def _stream(self, x: Tensor, t: Tensor) -> Tensor:
-        embedding = self.time(t)
+    def _stream(self, x: Tensor, embedding: Tensor) -> Tensor:
         samples = list(zip(x.split(1), embedding.split(1), strict=True))
         skips, deeper = [], []
         for sample in samples:
@@ -136,12 +136,7 @@ class LeanIDM(IDM):
 
 
 def build(
-    *,
-    in_channels: int = 1,
-    channels: Sequence[int],
-    couplings: int = 2,
-    dims: int = 3,
-    **options: Any,
+    *, in_channels: int = 1, channels: Sequence[int], couplings: int = 2, **options: Any
 ) -> LeanIDM:
     """A `LeanIDM` by keywords, for registries."""
-    return LeanIDM(in_channels, channels, couplings, dims=dims, **options)
+    return LeanIDM(in_channels, channels, couplings, **options)

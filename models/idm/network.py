@@ -2,8 +2,9 @@
 
     ε ≈ U(x_t, t) = project ∘ body ∘ lift(·, t)
 
-The body is invertible from end to end. Its state at a level with C channels travels as two halves
-of C/2 channels, because a coupling changes only one of them.
+A condition enters the lift beside x_t, class labels with t. The body is invertible from end to
+end. Its state at a level with C channels travels as two halves of C/2 channels, because a coupling
+changes only one of them.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -61,30 +62,39 @@ class TimeEmbedding(nn.Module):
 
 
 class Lift(nn.Module):
-    """The non-invertible first layer: x_t and t -> two halves of C₀/2 channels.
+    """The non-invertible first layer: x_t, a condition and t -> two halves of C₀/2 channels.
 
-    A 3×3×3 convolution of x_t and of `gates` multiples of it, whose factors depend on t, plus a
-    shift per channel that depends on t. So t scales and shifts every channel, while what is stored
-    for the backward pass is as thin as the image.
+    A 3×3×3 convolution of x_t, of `gates` multiples of it, whose factors depend on t, and of the
+    condition, plus a shift per channel that depends on t. So t scales and shifts every channel,
+    while what is stored for the backward pass is as thin as the image and the condition.
 
-    At the start the factors and shifts are 0, and x_t goes voxel by voxel along orthonormal
-    directions of the channels.
+    At the start the factors and shifts are 0, and x_t and the condition go voxel by voxel along
+    orthonormal directions of the channels.
+
+    Args:
+        in_channels: of the image, which come first, and of the condition.
+        image_channels: of the image alone.
     """
 
     gates = 3
 
-    def __init__(self, in_channels: int, channels: int, dims: int, embedding: int) -> None:
+    def __init__(
+        self, in_channels: int, image_channels: int, channels: int, dims: int, embedding: int
+    ) -> None:
         super().__init__()
         self.dims = dims
-        self.in_channels = in_channels
+        self.image_channels = image_channels
         self.convolution = CONVOLUTIONS[dims](
-            in_channels * (1 + self.gates), channels, 3, padding=1
+            image_channels * self.gates + in_channels, channels, 3, padding=1
         )
         self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(embedding, self.gates + channels))
         directions = nn.init.orthogonal_(torch.empty(channels, in_channels))
         with torch.no_grad():
-            nn.init.zeros_(self.weight[:, :in_channels])
-            self.directions.copy_(directions)
+            image, condition = self._ungated()
+            nn.init.zeros_(image)
+            nn.init.zeros_(condition)
+            _middle(image).copy_(directions[:, :image_channels])
+            _middle(condition).copy_(directions[:, image_channels:])
             for parameter in (self.bias, *self.modulation[-1].parameters()):
                 nn.init.zeros_(parameter)
 
@@ -92,7 +102,11 @@ class Lift(nn.Module):
         """x (B, in_channels, *grid), embedding (B, E) -> 2 × (B, C₀/2, *grid)"""
         gates, shift = self.modulation(embedding).split([self.gates, len(self.weight)], dim=1)
         scales = torch.cat([torch.ones_like(gates[:, :1]), gates], dim=1)
-        copies = (x[:, None] * scales.reshape(*scales.shape, *(1,) * (x.ndim - 1))).flatten(1, 2)
+        image, condition = x.tensor_split([self.image_channels], dim=1)
+        scales = scales.reshape(*scales.shape, *(1,) * (x.ndim - 1))
+        copies = (image[:, None] * scales).flatten(1, 2)
+        if condition.shape[1]:
+            copies = torch.cat([copies, condition], dim=1)
         shift = (shift + self.bias).reshape(len(x), -1, *(1,) * self.dims)
         convolve = CONVOLVE[self.dims]
         first, second = (
@@ -104,7 +118,7 @@ class Lift(nn.Module):
 
     def pseudo_inverse(self, first: Tensor, second: Tensor) -> Tensor:
         """L⁺: the adjoint of what t leaves alone, scaled to be L's inverse on average."""
-        weight = self.weight[:, : self.in_channels]
+        weight, _ = self._ungated()
         x = sum(
             CONVOLVE_TRANSPOSED[self.dims](half, part, padding=1)
             for half, part in zip((first, second), weight.chunk(2), strict=True)
@@ -117,9 +131,15 @@ class Lift(nn.Module):
         return self.convolution.weight
 
     @property
-    def directions(self) -> Tensor:
-        """What the channels get of a voxel's own x, (C₀, in_channels): the middle of the kernel."""
-        return _middle(self.weight[:, : self.in_channels])
+    def directions(self) -> tuple[Tensor, Tensor]:
+        """What the channels get of a voxel's own image and condition, (C₀, channels) each."""
+        image, condition = self._ungated()
+        return _middle(image), _middle(condition)
+
+    def _ungated(self) -> tuple[Tensor, Tensor]:
+        """The kernels of the image and of the condition, as t leaves them alone."""
+        image = self.image_channels
+        return self.weight[:, :image], self.weight[:, image * (1 + self.gates) :]
 
     @property
     def bias(self) -> Tensor:
@@ -131,19 +151,21 @@ class Project(nn.Module):
     """The non-invertible last layer: two halves of C₀/2 channels -> the noise, by a convolution.
 
     At the start it undoes what the lift does to x_t: its kernels are orthogonal to the directions
-    of x_t in the channels, except that in the middle they are the transposed of these.
+    of x_t and the condition in the channels, except that in the middle they are the transposed of
+    those of x_t.
     """
 
     def __init__(self, lift: Lift) -> None:
         super().__init__()
         self.dims = lift.dims
-        directions = lift.directions.detach()
-        channels, out_channels = directions.shape
+        image, condition = (each.detach() for each in lift.directions)
+        channels, out_channels = image.shape
+        directions = torch.cat([image, condition], dim=1)
         self.convolution = CONVOLUTIONS[lift.dims](channels, out_channels, 3, padding=1)
         with torch.no_grad():
             weight = self.convolution.weight
             weight -= torch.einsum("oc...,ci,di->od...", weight, directions, directions)
-            _middle(weight).add_(directions.T)
+            _middle(weight).add_(image.T)
             if self.convolution.bias is not None:
                 nn.init.zeros_(self.convolution.bias)
 
@@ -181,14 +203,20 @@ class IDM(nn.Module):
     is right where noise is all there is. From other starts it takes a training of minutes to get
     back there, and samples, which begin with pure noise, show no anatomy before.
 
+    It is called as MONAI's `DiffusionModelUNet` is, so that MONAI's inferers can draw from it. A
+    condition is further input channels: they enter the lift, which is not inverted, so that
+    memory and exactness of the body are what they are without.
+
     Args:
-        in_channels: image channels, of input and output.
+        in_channels: input channels: those of the image, then those of a condition.
         channels: C per level. Even; C_{i+1} a multiple of 2^dims and less than 2^dims · C_i.
         couplings: per level and branch.
         attention_levels: how many levels get iTrans on their skip, from the deepest up.
         dims: 2 for images (B, C, H, W), 3 for volumes (B, C, D, H, W).
         backward: "inverse" rebuilds activations in the backward pass, "stored" keeps them. The
             network, its parameters and its initial values are the same.
+        out_channels: image channels, of the output; None: all input channels are.
+        num_class_embeds: how many classes there are, whose labels enter with t; None: none.
         time_in_couplings: t enters every F, not only the lift. `inverse` then needs t, too.
         checked: compare every reconstruction with the original (see `Region`).
         preserve_rng_state: as in `Region`. IDM draws nothing, so no state is kept; it is there for
@@ -213,17 +241,25 @@ class IDM(nn.Module):
         dims: int = 3,
         backward: Backward = "inverse",
         *,
+        out_channels: int | None = None,
+        num_class_embeds: int | None = None,
         time_in_couplings: bool = False,
         checked: bool = False,
         preserve_rng_state: bool = True,
     ) -> None:
         super().__init__()
+        out_channels = in_channels if out_channels is None else out_channels
+        if not 1 <= out_channels <= in_channels:
+            raise ValueError(
+                f"out_channels are those of in_channels that are the image, 1 to {in_channels}; "
+                f"got {out_channels}"
+            )
         _check_widths(channels, dims)
         if couplings < 0 or attention_levels < 0:
             raise ValueError("couplings and attention_levels must not be negative")
         if backward not in ("inverse", "stored"):
             raise ValueError(f'backward must be "inverse" or "stored", got {backward!r}')
-        self.in_channels = in_channels
+        self.in_channels, self.out_channels = in_channels, out_channels
         self.channels = tuple(channels)
         self.dims = dims
         self.backward = backward
@@ -233,27 +269,73 @@ class IDM(nn.Module):
 
         embedding = 4 * channels[0]
         self.time = TimeEmbedding(embedding)
-        self.lift = Lift(in_channels, channels[0], dims, embedding)
+        self.classes = nn.Embedding(num_class_embeds, embedding) if num_class_embeds else None
+        self.lift = Lift(in_channels, out_channels, channels[0], dims, embedding)
         self.body = nn.ModuleDict()
         self.wiring: list[Wire] = []
         self._build_body(couplings, attention_levels, embedding if time_in_couplings else 0)
         self.project = Project(self.lift)
 
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        """x (B, in_channels, *grid), t (B,) int64 -> the predicted noise, shaped like x."""
-        self._check_input(x)
-        embedding = self.time(t)
+    def forward(
+        self,
+        x: Tensor,
+        timesteps: Tensor | int,
+        context: None = None,
+        class_labels: Tensor | int | None = None,
+    ) -> Tensor:
+        """The predicted noise, (B, out_channels, *grid).
+
+        Args:
+            x: (B, in_channels, *grid), x_t and after its channels those of the condition.
+            timesteps: t, (B,) int64; a number, or a tensor of one, is that of every sample.
+            context: must be None; MONAI's inferers pass it along.
+            class_labels: (B,) int64, or one for all; with `num_class_embeds`.
+
+        Raises:
+            ValueError: shapes that do not fit, in words.
+        """
+        embedding = self._prepare(x, timesteps, context, class_labels)
         halves = self._run_body(self.lift(x, embedding), embedding, flipped=False)
         return self.project(*halves)
 
-    def inverse(self, v: Tensor, t: Tensor | None = None) -> Tensor:
-        """U⁻¹ v = L⁺ body⁻¹ P⁺ v, shaped like v; takes t only with `time_in_couplings`."""
-        self._check_input(v)
-        if self.time_in_couplings and t is None:
-            raise ValueError("with time_in_couplings the inverse depends on t: inverse(v, t)")
-        embedding = self.time(t) if t is not None and self.time_in_couplings else None
+    def inverse(
+        self,
+        v: Tensor,
+        timesteps: Tensor | int | None = None,
+        class_labels: Tensor | int | None = None,
+    ) -> Tensor:
+        """U⁻¹ v = L⁺ body⁻¹ P⁺ v: the image channels, shaped like v.
+
+        It takes t, and class labels, only with `time_in_couplings`.
+        """
+        self._check_input(v, self.out_channels)
+        embedding = None
+        if self.time_in_couplings:
+            if timesteps is None:
+                raise ValueError("with time_in_couplings the inverse depends on t: inverse(v, t)")
+            embedding = self._embed(v, timesteps, class_labels)
         halves = self._run_body(self.project.pseudo_inverse(v), embedding, flipped=True)
         return self.lift.pseudo_inverse(*halves)
+
+    def _prepare(self, x: Tensor, timesteps: Any, context: None, class_labels: Any) -> Tensor:
+        """Check what `forward` was given; the embedding of t and the labels, (B, E)."""
+        self._check_input(x, self.in_channels)
+        if context is not None:
+            raise ValueError(
+                "an IDM has no cross-attention for a context: give the condition as channels after "
+                "those of the image (mode='concat' of MONAI's inferers)"
+            )
+        return self._embed(x, timesteps, class_labels)
+
+    def _embed(self, x: Tensor, timesteps: Any, class_labels: Any) -> Tensor:
+        embedding = self.time(_one_a_sample("timesteps", timesteps, x))
+        if (self.classes is None) != (class_labels is None):
+            raise ValueError(
+                "class_labels are given to a network with num_class_embeds, and to no other"
+            )
+        if self.classes is None:
+            return embedding
+        return embedding + self.classes(_one_a_sample("class_labels", class_labels, x))
 
     def accumulate_at_once(self) -> None:
         """Let gradients of F reach `.grad` one by one, for an optimizer that uses them up there."""
@@ -281,7 +363,7 @@ class IDM(nn.Module):
             line += f"1/{2**level} size: "
             line += f"{down} couplings, {middle}, {up} couplings"
             lines.append(line)
-        lines.append(f"project: {self.channels[0]} -> {self.in_channels}")
+        lines.append(f"project: {self.channels[0]} -> {self.out_channels}")
         return "\n".join(lines)
 
     @property
@@ -373,18 +455,30 @@ class IDM(nn.Module):
             add(f"level{level}_merge", merge, (name, "up"), halves)  # eq. (2)
             add_couplings(level, "decode")
 
-    def _check_input(self, x: Tensor) -> None:
+    def _check_input(self, x: Tensor, channels: int) -> None:
         factor = 2 ** (len(self.channels) - 1)
-        if x.ndim != 2 + self.dims or x.shape[1] != self.in_channels:
+        if x.ndim != 2 + self.dims or x.shape[1] != channels:
             raise ValueError(
-                f"expected (batch, {self.in_channels}, {self.dims} spatial axes), "
-                f"got {tuple(x.shape)}"
+                f"expected (batch, {channels}, {self.dims} spatial axes), got {tuple(x.shape)}"
             )
         if any(size % factor for size in x.shape[2:]):
             raise ValueError(
                 f"{len(self.channels)} levels halve each axis {len(self.channels) - 1} times, so "
                 f"sizes must be multiples of {factor}; got {tuple(x.shape[2:])}"
             )
+
+
+def _one_a_sample(name: str, value: Any, x: Tensor) -> Tensor:
+    """(B,) of what may be one for all: a number, or a tensor of no axis or of one entry."""
+    value = torch.as_tensor(value, device=x.device)
+    if value.shape in ((), (1,)):
+        value = value.expand(len(x))
+    if value.shape != x.shape[:1]:
+        raise ValueError(
+            f"{name}: expected a number, or one for each of {len(x)} samples; "
+            f"got {tuple(value.shape)}"
+        )
+    return value
 
 
 def _middle(kernels: Tensor) -> Tensor:

@@ -73,13 +73,18 @@ def cost_of_step(
     shape: Sequence[int],
     *,
     time: bool = True,
+    condition: int = 0,
     optimizer: Callable[[nn.Module], torch.optim.Optimizer] | None = None,
 ) -> StepCost:
-    """A second step of fused AdamW on fake tensors, for `build()(x, t)` with x of `shape`."""
+    """A second step of fused AdamW on fake tensors, for `build()(x, t)` with x of `shape`.
+
+    Args:
+        condition: further channels of x, of which the output has none.
+    """
     with FakeTensorMode(), LiveStorages() as watch:
         net = build()
         adamw = torch.optim.AdamW(net.parameters(), lr=2e-4, fused=True)
-        x, noise = torch.randn(*shape), torch.randn(*shape)
+        x, noise = torch.randn(shape[0], shape[1] + condition, *shape[2:]), torch.randn(*shape)
         inputs = (x, torch.zeros(shape[0], dtype=torch.long)) if time else (x,)
         for _ in range(2):
             watch.restart()
