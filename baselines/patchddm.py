@@ -29,6 +29,7 @@ channels, one image channel and three coordinates, is 24,257,167.
 
 import math
 import random
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -180,43 +181,53 @@ class PatchDDM(nn.Module):
         return self.out(h)
 
     @staticmethod
-    def crop(x0: Tensor, patch: int, rng: random.Random) -> tuple[Tensor, dict[str, Tensor]]:
+    def crop(
+        x0: Tensor, patch: int | tuple[int, ...], rng: random.Random
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Cut one random patch from each volume.
 
         The positions come from Python's generator: they decide the strides of views, and a fake
         tensor has no value to decide with.
 
         Args:
-            x0: volumes, (B, C, D, H, W), each side at least `patch`.
-            patch: the side of the patch. With the side of the volume, the volume itself.
+            x0: volumes, (B, C, D, H, W), no side shorter than the patch's.
+            patch: the sides of the patch, or of a cubic one its side. With those of the volume,
+                the volume itself.
             rng: where the positions come from.
 
         Returns:
-            The patches, (B, C, patch, patch, patch), and the keyword arguments that `forward`
-            needs to know where they lie: `coordinates`, (B, 3, patch, patch, patch).
+            The patches, (B, C, *patch), and the keyword arguments that `forward` needs to know
+            where they lie: `coordinates`, (B, 3, *patch).
 
         Raises:
-            ValueError: if a side of the volume is shorter than `patch`.
+            ValueError: if a side of the volume is shorter than the patch's.
         """
-        sides = x0.shape[2:]
-        if patch > min(sides):
-            raise ValueError(f"a patch of side {patch} does not fit into a volume {tuple(sides)}")
+        sides = tuple(x0.shape[2:])
+        sizes = sides_of(patch, len(sides))
+        if any(size > side for size, side in zip(sizes, sides, strict=True)):
+            raise ValueError(f"a patch of sides {sizes} does not fit into a volume {sides}")
         patches, coordinates = [], []
         for volume in x0:
-            cut = [slice(first, first + patch) for first in patch_corner(sides, patch, rng)]
+            corner = patch_corner(sides, sizes, rng)
+            cut = [slice(a, a + size) for a, size in zip(corner, sizes, strict=True)]
             patches.append(volume[(slice(None), *cut)])
             axes = [torch.linspace(-1, 1, side, device=x0.device) for side in sides]
             coordinates.append(grid([axis[along] for axis, along in zip(axes, cut, strict=True)]))
         return torch.stack(patches), {"coordinates": torch.stack(coordinates)}
 
 
-def patch_corner(sides: torch.Size, patch: int, rng: random.Random) -> list[int]:
+def sides_of(patch: int | Sequence[int], dims: int) -> tuple[int, ...]:
+    return (patch,) * dims if isinstance(patch, int) else tuple(patch)
+
+
+def patch_corner(sides: Sequence[int], patch: int | Sequence[int], rng: random.Random) -> list[int]:
     """The first voxel of a random patch along each axis.
 
     As in the authors' loader, the sum of two uniform draws, over a quarter and three quarters of
     the way: patches from the middle, where the brain is, come up more often than from the rim.
     """
-    ways = [side - patch for side in sides]
+    sizes = sides_of(patch, len(sides))
+    ways = [side - size for side, size in zip(sides, sizes, strict=True)]
     return [rng.randint(0, way // 4) + rng.randint(0, way - way // 4) for way in ways]
 
 

@@ -22,6 +22,7 @@ from .harness.output import make_output_last
 from .harness.process import have_a_user_name, loading, refuse_without_posix
 from .harness.worker import Worker
 from .presets import check_ranges
+from .sizes import Shape
 
 COMMANDS: Mapping[str, tuple[type, str]] = {
     "run": (commands.RunCommand, "run.command:run_benchmark"),
@@ -38,16 +39,41 @@ COMMANDS: Mapping[str, tuple[type, str]] = {
 """Name -> what can be typed, and who does it: `function(command, console) -> exit status`."""
 
 
+_READERS = tyro.constructors.ConstructorRegistry()
+
+
+@_READERS.primitive_rule
+def _read_shape(
+    known: tyro.constructors.PrimitiveTypeInfo,
+) -> tyro.constructors.PrimitiveConstructorSpec[Shape] | None:
+    """`--volume 64`, `--volume 160x192x160`."""
+    if known.type is not Shape:
+        return None
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="N|DxHxW",
+        instance_from_str=lambda words: Shape(words[0]),
+        is_instance=lambda value: isinstance(value, Shape),
+        str_from_instance=lambda shape: [str(shape)],
+    )
+
+
 def run_bench() -> int:
     """`run_bench.py` or `run-bench`: the command `run`, and nothing else."""
-    return _main(lambda: tyro.cli(commands.RunCommand, prog=typed("run"), args=sys.argv[1:]))
+    return _main(
+        lambda: tyro.cli(
+            commands.RunCommand, prog=typed("run"), args=sys.argv[1:], registry=_READERS
+        )
+    )
 
 
 def main() -> int:
     """`python -m bench COMMAND` or `idm-bench COMMAND`."""
     kinds: dict[str, Callable[..., Any]] = {name: kind for name, (kind, _) in COMMANDS.items()}
     return _main(
-        lambda: tyro.extras.subcommand_cli_from_dict(kinds, prog=typed(), args=sys.argv[1:])
+        lambda: tyro.extras.subcommand_cli_from_dict(
+            kinds, prog=typed(), args=sys.argv[1:], registry=_READERS
+        )
     )
 
 

@@ -111,7 +111,7 @@ class PredictCommand:
 
 @dataclass
 class FitCommand:
-    """Find the largest batch, and the largest cube at batch 1, that train in a given memory.
+    """Find the largest batch, and the largest volume at batch 1, that train in a given memory.
 
     Exit status: 0, 1 if no method can train on even one volume, 2 for a wrong command.
     """

@@ -30,6 +30,7 @@ from .ddpm.step import Training
 from .ddpm.technique import Kind, Technique, conflict, optimizer_of, worst_kind
 from .errors import UserError, last_line
 from .presets import Overrides, Workload, workload
+from .sizes import Shape
 
 # `models` and `baselines` stand beside this package in a checkout, and inside it in a wheel.
 _ROOT = "" if __package__ == "bench" else f"{__package__}."
@@ -69,15 +70,17 @@ class Method:
         halvings = sum(each.halvings for each in self.techniques)
         halvings += (len(work.channels) - 1) * self.halves
         multiple = 2**halvings
-        if work.patch % multiple:
-            side, flag = (
-                (work.volume, "volume") if work.patch == work.volume else (work.patch, "patch")
-            )
-            raise UserError(
-                f"--{flag} {side}: {self.name} halves the sides {halvings} times, "
-                f"so it can train on multiples of {multiple} "
-                f"(the nearest: {', '.join(map(str, _nearest_multiples(side, multiple)))})"
-            )
+        if overrides is not None and overrides.pad:
+            work = _padded(work, multiple)
+        # What trains on patches is validated and sampled on whole volumes.
+        for flag, shape in (("volume", work.volume), ("patch", work.patch)):
+            if any(side % multiple for side in shape):
+                raise UserError(
+                    f"--{flag} {shape}: {self.name} halves the sides {halvings} times, "
+                    f"so it can train on multiples of {multiple} "
+                    f"(the nearest: {', '.join(map(str, _nearest_shapes(shape, multiple)))}); "
+                    "--pad goes up to the next"
+                )
         if work.precision == "fp16" and optimizer_of((*self.within, *self.techniques)):
             raise UserError(
                 f"--models {self.name}: fp16 scales the gradients, which only AdamW undoes; "
@@ -269,7 +272,7 @@ def _refusal(name: str, channels: tuple[int, ...], couplings: int, in_channels: 
     """
     from torch._subclasses import FakeTensorMode
 
-    work = Workload(1, 1, 1, channels, couplings, "fp32", ("t1",) * in_channels)
+    work = Workload(Shape(1), Shape(1), 1, channels, couplings, "fp32", ("t1",) * in_channels)
     try:
         with FakeTensorMode():
             METHODS[name].build(work)
@@ -296,6 +299,13 @@ def preset_changes(
     return ", ".join(changes) or "none"
 
 
-def _nearest_multiples(side: int, multiple: int) -> list[int]:
-    below = side // multiple * multiple
-    return [value for value in (below, below + multiple) if value > 0]
+def _padded(work: Workload, multiple: int) -> Workload:
+    """`work` with the next larger volume, and patch, whose sides are multiples."""
+    volume, patch = (shape.rounded_up(multiple) for shape in (work.volume, work.patch))
+    padded_from = work.volume if volume != work.volume else None
+    return replace(work, volume=volume, patch=patch, padded_from=padded_from)
+
+
+def _nearest_shapes(shape: Shape, multiple: int) -> list[Shape]:
+    below = Shape(side // multiple * multiple for side in shape)
+    return [each for each in (below, shape.rounded_up(multiple)) if each >= 1]

@@ -8,9 +8,11 @@ from typing import Annotated, Any, Literal, get_args, get_type_hints
 from annotated_types import Interval
 
 from .errors import UserError
+from .sizes import Shape
 
 # A type names its range: for the flags (`check_ranges`) and for what comes in as JSON (pydantic).
 Count = Annotated[int, Interval(ge=1, le=2**20)]
+Sides = Annotated[Shape, Interval(ge=1, le=2**20)]
 CountOr0 = Annotated[int, Interval(ge=0, le=2**20)]
 Samples = Annotated[int, Interval(ge=1, le=10_000)]
 Bytes = Annotated[int, Interval(ge=0, le=2**50)]
@@ -28,12 +30,12 @@ Sampler = Literal["ddpm", "ddpm-clipped", "ddpm-mean", "ddim"]
 
 @dataclass(frozen=True)
 class Workload:
-    """What one method is asked to train on. Sides are in voxels, of a cube."""
+    """What one method is asked to train on."""
 
-    volume: Count
-    """Side of a whole volume."""
-    patch: Count
-    """Side of what one step sees: the volume's, or less for a method that trains on patches."""
+    volume: Sides
+    """Shape of a whole volume, in voxels."""
+    patch: Sides
+    """Shape of what one step sees: the volume's, or less for a method that trains on patches."""
     batch_size: Count
     """Volumes (or patches) in a step."""
     channels: tuple[Count, ...]
@@ -48,6 +50,11 @@ class Workload:
     """Volumes that pass through the network at a time (`accumulate`); None: the whole batch."""
     offload_bytes: Bytes | None = None
     """Saved tensors of at least so many bytes go to the host (`offload`); None: none do."""
+    padded_from: Sides | None = None
+    """Shape of the data in a volume that --pad made larger; the rest is 0."""
+
+    def __post_init__(self) -> None:
+        _make_shapes(self)
 
 
 @dataclass(frozen=True)
@@ -96,10 +103,14 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
 class Overrides:
     """Values of the workload that a flag replaced; None leaves the preset's."""
 
-    volume: Count | None = None
-    """Side of the volumes, in voxels."""
-    patch: Count | None = None
-    """Side of the patches, for methods that train on patches."""
+    volume: Sides | None = None
+    """Shape of the volumes, in voxels: 64 for a cube, 160x192x160 (left-right, back-front,
+    down-up)."""
+    patch: Sides | None = None
+    """Shape of the patches, for methods that train on patches."""
+    pad: bool = False
+    """Put a rim of zeros around volumes whose sides a method cannot train on, up to the next that
+    it can."""
     batch_size: Count | None = None
     """Volumes in a step."""
     channels: tuple[Count, ...] | None = None
@@ -115,8 +126,19 @@ class Overrides:
     offload_bytes: Bytes | None = None
     """Bytes from which on a saved tensor goes to the host, for `offload`; None: 1 MiB."""
 
+    def __post_init__(self) -> None:
+        _make_shapes(self)
+
 
 _OF_TECHNIQUES = frozenset({"micro_batch", "offload_bytes"})
+
+
+def _make_shapes(setting: Any) -> None:
+    """From Python, 64 and (160, 192, 160) are shapes, too."""
+    for field_ in fields(setting):
+        value = getattr(setting, field_.name)
+        if field_.name in ("volume", "patch", "padded_from") and value is not None:
+            object.__setattr__(setting, field_.name, Shape(value))
 
 
 def workload(
@@ -138,7 +160,9 @@ def workload(
     given = {
         f.name: value
         for f in fields(Overrides)
-        if overrides is not None and (value := getattr(overrides, f.name)) is not None
+        if overrides is not None
+        and f.name != "pad"
+        and (value := getattr(overrides, f.name)) is not None
     }
     if overrides is not None:
         check_ranges(overrides)
@@ -158,15 +182,16 @@ def workload(
     elif "patch" not in given:
         of_volume = published["patch"] / published["volume"] if "patch" in published else 0.5
         ratio = of_volume if chosen.patches or patches else 1
-        values["patch"] = max(1, round(values["volume"] * ratio))
-    if values["patch"] > values["volume"]:
-        raise UserError(
-            f"--patch {values['patch']}: larger than the volume ({values['volume']}); "
-            f"give --patch {values['volume']} or less"
-        )
+        values["patch"] = Shape(max(1, round(side * ratio)) for side in Shape(values["volume"]))
     if "channels" not in values:
         raise UserError(f"--preset {preset}: the network has no published widths; give --channels")
-    return replace(Workload(**values), channels=tuple(values["channels"]))
+    work = Workload(**values)
+    if not work.patch <= work.volume:
+        raise UserError(
+            f"--patch {work.patch}: larger than the volume ({work.volume}); "
+            f"give --patch {work.volume} or less"
+        )
+    return replace(work, channels=tuple(work.channels))
 
 
 def check_ranges(settings: Any) -> None:
@@ -207,4 +232,4 @@ def _in_words(interval: Any) -> str:
 
 
 def _digits(value: Any) -> str:
-    return str(value) if isinstance(value, int) else f"{value:g}"
+    return f"{value:g}" if isinstance(value, float) else str(value)

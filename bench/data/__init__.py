@@ -14,6 +14,7 @@ import difflib
 from pathlib import Path
 
 from ..errors import UserError
+from ..sizes import Shape
 from .cache import load, prepare
 from .source import Source
 from .split import split
@@ -27,9 +28,10 @@ def open_source(
     name: str,
     data_dir: Path | None = None,
     modality: tuple[str, ...] = ("t1",),
-    volume: int = 64,
+    volume: Shape | int = 64,
     seed: int = 0,
     subjects: int | None = None,
+    content: Shape | int | None = None,
 ) -> Source:
     """The source called `name`, ready to be indexed.
 
@@ -38,15 +40,20 @@ def open_source(
         data_dir: the BraTS folder, or the SynapseMNIST3D `.npz` (or its folder); None for phantom.
         modality: channels, in order: of `t1`, `t2` (brats: also `t1ce`, `flair`); synapse has one
             channel and ignores it.
-        volume: side of the cube, in voxels.
+        volume: shape, in voxels; a number is the side of a cube.
         seed: draws the phantoms; the other sources do not depend on it.
         subjects: at most this many; by default all, of phantom 32 up to 64³ and fewer above.
+        content: shape of the data, which has zeros around it up to `volume`; None: `volume`.
 
     Raises:
         UserError: a name, flag or file that cannot be used, in one line.
     """
-    if not 8 <= volume <= 512:
-        raise UserError(f"--volume {volume}: the side of a volume is between 8 and 512 voxels")
+    volume, content = Shape(volume), Shape(volume if content is None else content)
+    for shape in (volume, content):
+        if not (shape >= 8 and shape <= 512):
+            raise UserError(f"--volume {shape}: the sides of a volume are between 8 and 512 voxels")
+    if not content <= volume:
+        raise UserError(f"--volume {volume}: smaller than its content, {content}")
     if seed < 0:
         raise UserError(f"--seed {seed}: a seed is 0 or larger")
     if subjects is not None and subjects < 1:
@@ -54,19 +61,23 @@ def open_source(
     if not modality or len(set(modality)) != len(modality):
         raise UserError(f"--modality {' '.join(modality) or '(none)'}: name each modality once")
 
+    if name not in SOURCES:
+        near = difflib.get_close_matches(name, SOURCES, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise UserError(f"--data {name}: unknown; known are {', '.join(SOURCES)}{hint}")
+
     # Imported here: a phantom run need not load nibabel, nor a BraTS run torch.
     if name == "phantom":
         from .phantom import Phantom
 
-        return Phantom(modality, volume, seed, subjects)
-    if name == "brats":
+        source: Source = Phantom(modality, content, seed, subjects)
+    elif name == "brats":
         from .brats import BraTS
 
-        return BraTS(data_dir, modality, volume, subjects)
-    if name == "synapse":
+        source = BraTS(data_dir, modality, content, subjects)
+    else:
         from .medmnist import SynapseMNIST3D
 
-        return SynapseMNIST3D(data_dir, volume, subjects)
-    near = difflib.get_close_matches(name, SOURCES, n=1)
-    hint = f"; did you mean {near[0]}?" if near else ""
-    raise UserError(f"--data {name}: unknown; known are {', '.join(SOURCES)}{hint}")
+        source = SynapseMNIST3D(data_dir, content, subjects)
+    source.volume = volume
+    return source

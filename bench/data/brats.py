@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from ..errors import UserError
-from .geometry import bounding_cube, cut, resize, scale_intensity
+from ..sizes import Shape
+from .geometry import bounding_box, cut, resize, scale_intensity
 from .nifti import read_header, read_volume
 from .source import Source
 
@@ -37,7 +38,7 @@ class BraTS(Source):
         self,
         data_dir: Path | None,
         modality: tuple[str, ...],
-        volume: int,
+        volume: Shape,
         subjects: int | None = None,
     ) -> None:
         unknown = [name for name in modality if name not in ENDINGS]
@@ -45,7 +46,7 @@ class BraTS(Source):
             raise UserError(f"--modality {unknown[0]}: unknown; BraTS has {', '.join(ENDINGS)}")
         folders = _subject_folders(data_dir)
         self.channels = modality
-        self.volume = volume
+        self.volume = self.content = Shape(volume)
         self.files: dict[str, list[Path]] = {}
         self.skipped: list[str] = []
         for folder in folders:
@@ -69,8 +70,8 @@ class BraTS(Source):
                     f"({', '.join(map(str, sorted(shapes)))}); take the subject out"
                 )
 
-    def __getitem__(self, index: int) -> np.ndarray:
-        paths = self.files[self.subjects[self._checked(index)]]
+    def read(self, index: int) -> np.ndarray:
+        paths = self.files[self.subjects[index]]
         images = [read_volume(path) for path in paths]
         if len({image.shape for image in images}) > 1:
             raise UserError(
@@ -80,14 +81,14 @@ class BraTS(Source):
         for path, brain in zip(paths, brains, strict=True):
             if not brain.any():
                 raise UserError(f"{path}: every voxel is 0; take it out")
-        corner, side = bounding_cube(np.logical_or.reduce(brains))
+        corner, sides = bounding_box(np.logical_or.reduce(brains), self.content)
         channels = []
         for path, image, brain in zip(paths, images, brains, strict=True):
             try:
-                cube = scale_intensity(cut(image, corner, side), cut(brain, corner, side))
+                cube = scale_intensity(cut(image, corner, sides), cut(brain, corner, sides))
             except ValueError as error:
                 raise UserError(f"{path}: {error}; take it out") from error
-            channels.append(resize(cube, self.volume))
+            channels.append(resize(cube, self.content))
         return np.stack(channels)
 
     def fingerprint(self) -> dict[str, Any]:

@@ -77,6 +77,7 @@ def _identity(source: Source) -> dict[str, Any]:
         "shape": list(source.shape),
         "subjects": source.subjects,
         "content": source.fingerprint(),
+        **({} if source.content == source.volume else {"inside": source.content.as_json()}),
     }
 
 

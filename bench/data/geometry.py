@@ -1,9 +1,11 @@
-"""From a scan to a cube in [0, 1]: intensity range, crop, resampling."""
+"""From a scan to a volume in [0, 1]: intensity range, crop, resampling."""
 
 from __future__ import annotations
 
 import numpy as np
 from scipy.ndimage import gaussian_filter, zoom
+
+from ..sizes import Shape
 
 RANGE = (0.5, 99.5)  # percentiles of the brain that become 0 and 1: a few bright voxels else rule
 
@@ -27,10 +29,11 @@ def scale_intensity(image: np.ndarray, brain: np.ndarray) -> np.ndarray:
     return scaled
 
 
-def bounding_cube(mask: np.ndarray) -> tuple[list[int], int]:
-    """First corner and side, in voxels, of the smallest cube around `mask`, centred on its box.
+def bounding_box(mask: np.ndarray, shape: Shape) -> tuple[list[int], list[int]]:
+    """First corner and sides, in voxels, of the smallest box of these proportions around `mask`.
 
-    The cube may reach beyond the array: a head is longer than 155 slices are high.
+    It is centred on the mask and may reach beyond the array: a head is longer than 155 slices are
+    high.
     """
     low, high = [], []
     for axis in range(mask.ndim):
@@ -38,30 +41,35 @@ def bounding_cube(mask: np.ndarray) -> tuple[list[int], int]:
         inside = np.flatnonzero(mask.any(axis=others))
         low.append(int(inside[0]))
         high.append(int(inside[-1]) + 1)
-    side = max(b - a for a, b in zip(low, high, strict=True))
-    return [(a + b - side) // 2 for a, b in zip(low, high, strict=True)], side
+    scale = max((b - a) / side for a, b, side in zip(low, high, shape, strict=True))
+    sides = [round(scale * side) for side in shape]
+    return [(a + b - n) // 2 for a, b, n in zip(low, high, sides, strict=True)], sides
 
 
-def cut(image: np.ndarray, corner: list[int], side: int) -> np.ndarray:
-    """The cube of `bounding_cube`, zero where it reaches beyond the image."""
-    cube = np.zeros((side,) * image.ndim, dtype=image.dtype)
-    there = [slice(max(a, 0), min(a + side, n)) for a, n in zip(corner, image.shape, strict=True)]
+def cut(image: np.ndarray, corner: list[int], sides: list[int]) -> np.ndarray:
+    """The box of `bounding_box`, zero where it reaches beyond the image."""
+    box = np.zeros(sides, dtype=image.dtype)
+    there = [
+        slice(max(a, 0), min(a + side, n))
+        for a, side, n in zip(corner, sides, image.shape, strict=True)
+    ]
     here = [slice(s.start - a, s.stop - a) for a, s in zip(corner, there, strict=True)]
-    cube[tuple(here)] = image[tuple(there)]
-    return cube
+    box[tuple(here)] = image[tuple(there)]
+    return box
 
 
-def resize(cube: np.ndarray, side: int) -> np.ndarray:
-    """Resamples (S, S, S) to (side, side, side), linearly; float32, range kept.
+def resize(box: np.ndarray, shape: Shape | int) -> np.ndarray:
+    """Resamples (D, H, W) to `shape`, linearly; float32, range kept.
 
     When shrinking, a Gaussian first takes out what the coarser grid cannot show.
     """
-    factor = cube.shape[0] / side
-    if factor == 1:
-        return cube.astype(np.float32)
-    image = cube.astype(np.float32)
-    if factor > 1:
-        image = gaussian_filter(image, sigma=(factor - 1) / 2, mode="nearest")
-    resized = zoom(image, 1 / factor, order=1, mode="nearest", grid_mode=True)
-    assert resized.shape == (side,) * 3
+    factors = [old / new for old, new in zip(box.shape, Shape(shape), strict=True)]
+    image = box.astype(np.float32)
+    if set(factors) == {1}:
+        return image
+    if max(factors) > 1:
+        sigma = [max(0, factor - 1) / 2 for factor in factors]
+        image = gaussian_filter(image, sigma=sigma, mode="nearest")
+    resized = zoom(image, [1 / f for f in factors], order=1, mode="nearest", grid_mode=True)
+    assert resized.shape == Shape(shape).sides
     return np.clip(resized, 0, 1)

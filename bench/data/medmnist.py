@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..errors import UserError
+from ..sizes import Shape
 from .geometry import resize
 from .source import Source
 
@@ -46,15 +47,15 @@ class SynapseMNIST3D(Source):
     name = "synapse"
     channels = ("em",)
 
-    def __init__(self, data_dir: Path | None, volume: int, subjects: int | None = None) -> None:
-        self.volume = volume
+    def __init__(self, data_dir: Path | None, volume: Shape, subjects: int | None = None) -> None:
+        self.volume = self.content = Shape(volume)
         self.path = _archive(data_dir, volume)
         self.parts = _check(self.path)
         names = [f"{p.entry.split('_')[0]}-{i:04d}" for p in self.parts for i in range(p.cubes)]
         self.subjects = names[:subjects]
 
-    def __getitem__(self, index: int) -> np.ndarray:
-        return resize(self._cubes[self._checked(index)] / np.float32(255), self.volume)[None]
+    def read(self, index: int) -> np.ndarray:
+        return resize(self._cubes[index] / np.float32(255), self.content)[None]
 
     def fingerprint(self) -> dict[str, Any]:
         status = self.path.stat()
@@ -80,7 +81,7 @@ class SynapseMNIST3D(Source):
         return cubes[: len(self)]
 
 
-def _archive(data_dir: Path | None, volume: int) -> Path:
+def _archive(data_dir: Path | None, volume: Shape) -> Path:
     if data_dir is None:
         raise UserError(
             "--data synapse needs --data-dir, MedMNIST's synapsemnist3d.npz or its folder"
@@ -89,7 +90,7 @@ def _archive(data_dir: Path | None, volume: int) -> Path:
     if path.is_dir():
         # The 64³ edition only where it shows more than the 28³ one.
         names = ("synapsemnist3d.npz", "synapsemnist3d_64.npz")
-        wanted = names[::-1] if volume > 28 else names
+        wanted = names if volume <= 28 else names[::-1]
         found = [path / name for name in wanted if (path / name).is_file()]
         if not found:
             raise UserError(f"--data-dir {path}: holds neither {names[0]} nor {names[1]}")

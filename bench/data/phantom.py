@@ -11,6 +11,7 @@ any other.
 
 from __future__ import annotations
 
+import math
 import zlib
 from dataclasses import dataclass
 from functools import lru_cache
@@ -22,6 +23,7 @@ import torch
 import torch.nn.functional as F
 
 from ..errors import UserError
+from ..sizes import Shape
 from .source import Source
 
 ASSET = Path(__file__).parent / "assets" / "icbm152.npz"
@@ -36,9 +38,9 @@ SIGNAL = {
 TEXTURE = {"t1": 1.0, "t2": -0.7}
 
 
-def default_count(volume: int) -> int:
+def default_count(volume: Shape) -> int:
     """How many brains unless told: as many as are made in well under a minute."""
-    return 32 if volume <= 64 else 16 if volume <= 128 else 4
+    return 32 if volume.voxels <= 64**3 else 16 if volume.voxels <= 128**3 else 4
 
 
 class Phantom(Source):
@@ -47,19 +49,19 @@ class Phantom(Source):
     name = "phantom"
 
     def __init__(
-        self, modality: tuple[str, ...], volume: int, seed: int, subjects: int | None = None
+        self, modality: tuple[str, ...], volume: Shape, seed: int, subjects: int | None = None
     ) -> None:
         unknown = [name for name in modality if name not in SIGNAL]
         if unknown:
             raise UserError(f"--modality {unknown[0]}: the embedded brains have t1 and t2")
         self.channels = modality
-        self.volume = volume
+        self.volume = self.content = Shape(volume)
         self.seed = seed
         count = default_count(volume) if subjects is None else subjects
         self.subjects = [f"phantom-{index:04d}" for index in range(count)]
 
-    def __getitem__(self, index: int) -> np.ndarray:
-        return brain(self.seed, self._checked(index), self.volume, self.channels)
+    def read(self, index: int) -> np.ndarray:
+        return brain(self.seed, index, self.content, self.channels)
 
     def fingerprint(self) -> dict[str, Any]:
         return {"seed": self.seed, "atlas": zlib.crc32(ASSET.read_bytes())}
@@ -101,13 +103,14 @@ def atlas() -> Atlas:
     return Atlas(maps, extent, places[hemispheres])
 
 
-def brain(seed: int, index: int, side: int, modalities: tuple[str, ...]) -> np.ndarray:
-    """Person `index` of population `seed`: float32 (C, side, side, side) in [0, 1]."""
+def brain(seed: int, index: int, shape: Shape | int, modalities: tuple[str, ...]) -> np.ndarray:
+    """Person `index` of population `seed`: float32 (C, *shape) in [0, 1], voxels cubic."""
+    sides = Shape(shape).sides
     # One stream for the anatomy and one a modality: T1 is the same with T2 beside it or without.
     rng = np.random.default_rng([seed, index])
-    places = _pose(rng, side)
-    places += _smooth_field(rng, side, knots=5, channels=3) * 3.5
-    places += _smooth_field(rng, side, knots=12, channels=3) * 1.6
+    places = _pose(rng, sides)
+    places += _smooth_field(rng, sides, knots=5, channels=3) * 3.5
+    places += _smooth_field(rng, sides, knots=12, channels=3) * 1.6
     lesion = _Lesion.draw(rng) if rng.random() < LESION_SHARE else None
     if lesion is not None:
         places = lesion.displace(places)
@@ -125,10 +128,11 @@ def brain(seed: int, index: int, side: int, modalities: tuple[str, ...]) -> np.n
     return np.stack(images)
 
 
-def _pose(rng: np.random.Generator, side: int) -> np.ndarray:
-    """Where each voxel lies in the average head: (3, side, side, side), mm from its centre."""
-    # Longest axis of the head over the side of the cube: BraTS cubes are cut to the brain.
-    span = 2 * atlas().extent.max() * rng.uniform(1.03, 1.09)
+def _pose(rng: np.random.Generator, sides: tuple[int, ...]) -> np.ndarray:
+    """Where each voxel lies in the average head: (3, *sides), mm from its centre."""
+    # The axis along which the head fills the volume: BraTS volumes are cut to the brain.
+    fullest = int(np.argmax(atlas().extent / sides))
+    span = 2 * atlas().extent[fullest] * rng.uniform(1.03, 1.09)
     stretch = np.diag(rng.uniform([0.93, 1.0, 0.93], [1.09, 1.0, 1.09]))
     shear = np.eye(3) + np.triu(rng.normal(0, 0.02, size=(3, 3)), 1)
     angles = rng.normal(0, 0.05, size=3)
@@ -139,20 +143,20 @@ def _pose(rng: np.random.Generator, side: int) -> np.ndarray:
         turn[i, i] = turn[j, j] = np.cos(angle)
         turn[i, j], turn[j, i] = -np.sin(angle), np.sin(angle)
         rotation = turn @ rotation
-    affine = (rotation @ shear @ stretch * span / side).astype(np.float32)
+    affine = (rotation @ shear @ stretch * span / sides[fullest]).astype(np.float32)
     shift = rng.normal(0, 1.5, size=3).astype(np.float32)
 
-    line = np.arange(side, dtype=np.float32) - np.float32((side - 1) / 2)
+    lines = [np.arange(side, dtype=np.float32) - np.float32((side - 1) / 2) for side in sides]
     # Sum of three outer terms, so that no (N, 3) grid is multiplied by a matrix.
-    x = affine[:, 0, None, None, None] * line[:, None, None]
-    y = affine[:, 1, None, None, None] * line[:, None]
-    z = affine[:, 2, None, None, None] * line
+    x = affine[:, 0, None, None, None] * lines[0][:, None, None]
+    y = affine[:, 1, None, None, None] * lines[1][:, None]
+    z = affine[:, 2, None, None, None] * lines[2]
     return x + y + z + shift[:, None, None, None]
 
 
 @lru_cache(maxsize=32)
 def _cubic_b_spline(side: int, knots: int) -> np.ndarray:
-    """(side, knots + 3) weights of `knots + 3` control points, `knots` intervals to the cube."""
+    """(side, knots + 3) weights of `knots + 3` control points, `knots` intervals to the side."""
     position = (np.arange(side) + 0.5) / side * knots
     cell = np.minimum(position.astype(int), knots - 1)
     u = position - cell
@@ -163,16 +167,20 @@ def _cubic_b_spline(side: int, knots: int) -> np.ndarray:
     return weights
 
 
-def _smooth_field(rng: np.random.Generator, side: int, knots: int, channels: int = 1) -> np.ndarray:
-    """A random field (channels, side, side, side), about N(0, 1), as smooth as a B-spline."""
-    control = rng.standard_normal((channels, *(knots + 3,) * 3), dtype=np.float32)
-    weights = _cubic_b_spline(side, knots)
-    field = control
-    for _ in range(3):  # along the last axis, which then becomes the first of the three
+def _smooth_field(
+    rng: np.random.Generator, sides: tuple[int, ...], knots: int, channels: int = 1
+) -> np.ndarray:
+    """A random field (channels, *sides), about N(0, 1), as smooth as a B-spline of so many
+    intervals to the longest side.
+    """
+    intervals = [max(1, round(knots * side / max(sides))) for side in sides]
+    field = rng.standard_normal((channels, *(n + 3 for n in intervals)), dtype=np.float32)
+    splines = [_cubic_b_spline(*pair) for pair in zip(sides, intervals, strict=True)]
+    for weights in reversed(splines):  # along the last axis, which becomes the first of the three
         field = np.moveaxis(field @ weights.T, -1, 1)
     # A cubic B-spline averages its control points: the variance of the sum is Σ w², each axis.
-    spread = float((weights**2).sum(1).mean()) ** 1.5
-    return field / np.float32(spread)
+    variance = math.prod(float((weights**2).sum(1).mean()) for weights in splines)
+    return field / np.float32(math.sqrt(variance))
 
 
 def _sample(places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -191,9 +199,9 @@ def _individual(rng: np.random.Generator, tissue: np.ndarray) -> np.ndarray:
     Where the average is blurred, people differ: noise on the log-probabilities decides there for
     one tissue and leaves alone what is certain.
     """
-    side = tissue.shape[-1]
+    sides = tissue.shape[1:]
     weight = np.maximum(tissue, 0.004) ** 1.6
-    tilt = _smooth_field(rng, side, knots=26, channels=3)
+    tilt = _smooth_field(rng, sides, knots=26, channels=3)
     tilt *= np.float32(0.45)
     tilt[2] += np.float32(rng.normal(0.0, 0.35))  # fluid: age widens ventricles and sulci
     weight *= np.exp(tilt)
@@ -224,11 +232,11 @@ class _Lesion:
 
     def grow(self, rng: np.random.Generator, tissue: np.ndarray, places: np.ndarray) -> np.ndarray:
         """(white, grey, fluid) -> (white, grey, fluid, edema, core, necrosis)."""
-        side = tissue.shape[-1]
+        sides = tissue.shape[1:]
         offset = (places - self.centre[:, None, None, None]) * self.axes[:, None, None, None]
         distance = np.sqrt((offset**2).sum(0)) / np.float32(self.radius)
-        distance += np.float32(0.16) * _smooth_field(rng, side, knots=14)[0]
-        fingers = np.float32(0.22) * _smooth_field(rng, side, knots=10)[0]
+        distance += np.float32(0.16) * _smooth_field(rng, sides, knots=14)[0]
+        fingers = np.float32(0.22) * _smooth_field(rng, sides, knots=10)[0]
 
         core = _inside(distance, 1.0, 0.06)
         necrosis = core * _inside(distance - fingers, 0.6, 0.08)
@@ -253,14 +261,14 @@ def _acquire(
     modality: str,
 ) -> np.ndarray:
     """One image of the anatomy: signal, texture, coil sensitivity, Rician noise, [0, 1]."""
-    side = tissue.shape[-1]
+    sides = tissue.shape[1:]
     signal = SIGNAL[modality] * rng.uniform(0.94, 1.06, size=6).astype(np.float32)
     image = np.zeros(tissue.shape[1:], dtype=np.float32)
     for value, share in zip(signal, tissue, strict=False):  # without a lesion only three
         image += value * share
     image += np.float32(TEXTURE[modality]) * texture * tissue[:2].sum(0)
     image *= np.minimum(cover, 1)
-    image *= np.exp(np.float32(0.07) * _smooth_field(rng, side, knots=2)[0])
+    image *= np.exp(np.float32(0.07) * _smooth_field(rng, sides, knots=2)[0])
     sigma = np.float32(rng.uniform(0.01, 0.025))
     noise = rng.standard_normal((2, *image.shape), dtype=np.float32) * sigma
     image = np.hypot(image + noise[0], noise[1])  # the magnitude of a complex signal

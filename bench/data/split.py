@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import UserError
+from ..sizes import Shape
 from .source import Source
 
 # BraTS 2023 names a visit: BraTS-GLI-00012-001 is the second visit of patient BraTS-GLI-00012.
@@ -60,9 +61,9 @@ class Split:
     test: tuple[int, ...]
 
 
-def default_subjects(data: str, volume: int) -> int | None:
+def default_subjects(data: str, volume: Shape) -> int | None:
     """Number of volumes without --subjects; None: as many as the source has."""
-    return PHANTOMS if data == "phantom" and volume <= 64 else None
+    return PHANTOMS if data == "phantom" and volume.voxels <= 64**3 else None
 
 
 def divide(source: Source, seed: int) -> Split:
@@ -83,12 +84,12 @@ def divide(source: Source, seed: int) -> Split:
     )
 
 
-def describe_split(sources: Mapping[int, Source], seed: int) -> dict[str, Any]:
-    """What `split.json` holds: for each side of volume the names of the subjects of each part."""
+def describe_split(sources: Mapping[Shape, Source], seed: int) -> dict[str, Any]:
+    """What `split.json` holds: for each shape of volume the names of the subjects of each part."""
     return {
         "seed": seed,
         "splits": [
-            {"data": source.name, "volume": side, **split(source.subjects, seed)}
-            for side, source in sources.items()
+            {"data": source.name, "volume": shape.as_json(), **split(source.subjects, seed)}
+            for shape, source in sources.items()
         ],
     }

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..presets import Count, Precision, Seed, Weight, Workload
+from ..sizes import Shape
 from .diffusion import Diffusion
 from .technique import Technique, optimizer_of, saving
 
@@ -101,9 +102,9 @@ class TrainingStep:
 
     def cut(self, volumes: Tensor) -> Batch:
         """What of whole volumes, on the host, the step trains on: it alone goes to the device."""
-        if self.patch >= volumes.shape[-1]:
+        if self.patch >= Shape(volumes.shape[2:]):
             return volumes
-        return self.network.crop(volumes, self.patch, self.rng)  # type: ignore[operator]
+        return self.network.crop(volumes, self.patch.sides, self.rng)  # type: ignore[operator]
 
     def _learn(self, share: float, *shown: Any) -> tuple[Tensor, Tensor]:
         """Forward and backward pass; the loss without its λ_L2 term, and ‖W‖₂."""

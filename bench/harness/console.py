@@ -9,6 +9,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
 from ..presets import Workload
+from ..sizes import show_shape
 
 _LINE_EVERY_S = 30.0  # how often a log hears of a window that goes on
 
@@ -79,8 +80,9 @@ def say(console: Console, text: str, style: str = "") -> None:
 
 def describe_work(work: Workload) -> str:
     """What a step trains on: "32³, batch 2, fp32"."""
-    what = f"{work.patch}³, batch {work.batch_size}, {work.precision}"
-    return what + (f", patches of {work.volume}³" if work.patch < work.volume else "")
+    what = f"{show_shape(work.patch)}, batch {work.batch_size}, {work.precision}"
+    whole = f", patches of {show_shape(work.volume)}" if work.patch != work.volume else ""
+    return what + whole
 
 
 def _escape(text: str) -> str:

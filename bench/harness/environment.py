@@ -4,7 +4,6 @@ import os
 import platform
 import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -15,7 +14,7 @@ import torch
 
 from ..probes.host import device_name, speed_setting
 from ..probes.nvml import driver_version, visible_cards
-from ..records.files import IN_A_WHEEL
+from ..records.files import IN_A_WHEEL, to_json
 from .backends import variables
 
 
@@ -27,7 +26,7 @@ def describe_environment(command: Sequence[str], plans: Sequence[Any]) -> dict[s
     """
     return {
         "command": _as_typed(command),
-        "trials": [asdict(plan) for plan in plans],
+        "trials": [to_json(plan) for plan in plans],
         "hardware": _hardware(),
         "versions": _versions(),
         "git": _git(),

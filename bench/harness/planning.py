@@ -14,6 +14,7 @@ from ..ddpm.step import Training
 from ..errors import UserError
 from ..methods import METHODS, Method, find_methods, preset_changes
 from ..presets import Overrides, Workload
+from ..sizes import Shape, show_shape
 from .plan import Plan
 from .window import Window
 
@@ -38,27 +39,28 @@ class DataChoice:
         asked = command.subjects if command.subjects is not None else subjects
         return cls(command.data, command.data_dir, asked, command.cache_dir, seed)
 
-    def open(self, chosen: Chosen) -> dict[int, Source]:
-        """One source for every side of volume that the methods train on."""
+    def open(self, chosen: Chosen) -> dict[Shape, Source]:
+        """One source for every shape of volume that the methods train on."""
+        works = {work.volume: work for _, work in chosen}
         return {
-            side: open_source(
-                self.data, self.data_dir, next(w.modality for _, w in chosen if w.volume == side),
-                side, self.seed, self.subjects,
+            shape: open_source(
+                self.data, self.data_dir, works[shape].modality, shape, self.seed, self.subjects,
+                works[shape].padded_from,
             )
-            for side in sorted({work.volume for _, work in chosen})
+            for shape in sorted(works, key=lambda shape: shape.voxels)
         }  # fmt: skip
 
-    def prepare(self, sources: Mapping[int, Source], console: Console) -> dict[int, Path]:
+    def prepare(self, sources: Mapping[Shape, Source], console: Console) -> dict[Shape, Path]:
         """Every volume, ready to be read without delay in the window."""
         cache, paths = self.cache_dir or default_cache_dir(), {}
-        for side, source in sources.items():
-            title = f"Preparing {len(source)} volumes of {side}³"
+        for shape, source in sources.items():
+            title = f"Preparing {len(source)} volumes of {show_shape(shape)}"
             with console.status(title) as status:
 
                 def show(done: int, total: int, title: str = title, status: Any = status) -> None:
                     status.update(f"{title}: {done} of {total}")
 
-                paths[side] = prepare(source, cache, show)
+                paths[shape] = prepare(source, cache, show)
         return paths
 
 

@@ -26,14 +26,14 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, TextIO, TypeVar
 
 import psutil
 
 from ..errors import UserError, last_line
-from ..records.files import from_json
+from ..records.files import from_json, to_json
 from ..records.rows import Measurement, Status
 from ..sizes import show_size
 from .process import offer_to_the_oom_killer
@@ -227,7 +227,7 @@ class Worker:
         assert self.process.stdin is not None
         try:
             with self.process.stdin as stdin:
-                json.dump({"log": str(log.resolve()), "plan": asdict(plan)}, stdin)
+                json.dump({"log": str(log.resolve()), "plan": to_json(plan)}, stdin)
         except BrokenPipeError:
             pass  # it died at once; its return code says so
 

@@ -23,6 +23,7 @@ from ..probes.memory import Part
 from ..records.files import IN_A_WHEEL, column_names, read_table, shipped
 from ..records.folder import Run
 from ..records.rows import BaselinePeak
+from ..sizes import show_shape
 from .parallel import in_processes
 from .prediction import Prediction, predict_method
 
@@ -155,8 +156,8 @@ def make_peak(key: Key, work: Workload, summary: Summary) -> Peak:
         preset=preset,
         method=method,
         torch=torch_version(),
-        workload=f"{work.patch}³ of {work.volume}³ × {work.batch_size}, {work.precision}, "
-        f"{widths}, {work.couplings} couplings, {'+'.join(work.modality)}",
+        workload=f"{show_shape(work.patch)} of {show_shape(work.volume)} × {work.batch_size}, "
+        f"{work.precision}, {widths}, {work.couplings} couplings, {'+'.join(work.modality)}",
         peak_memory_bytes=sum(summary.parts.values()),
         **summary.parts,
         peak_at=summary.peak_at,

@@ -14,7 +14,7 @@ from ..presets import Overrides, Workload
 from ..records.files import write_rows
 from ..records.rows import Fit, setting_columns
 from ..report.grid import Cell, Grid, for_terminal
-from ..sizes import parse_size, show_cube, show_size
+from ..sizes import Shape, parse_size, show_shape, show_size, show_volume
 from .alloc_conf import AllocConf, alloc_conf_text, parse_alloc_conf
 from .gpus import find_gpu
 from .parallel import in_processes
@@ -43,10 +43,10 @@ class Question:
     sampling: bool = False
     """Volumes are drawn, and nothing trains."""
 
-    def cube(self, side: int) -> Workload:
-        """One volume of this side; UserError where the method cannot be."""
-        patch = side if self.sampling else self.overrides.patch
-        overrides = replace(self.overrides, volume=side, patch=patch, batch_size=1)
+    def alone(self, shape: Shape) -> Workload:
+        """One volume of this shape; UserError where the method cannot be."""
+        patch = shape if self.sampling else self.overrides.patch
+        overrides = replace(self.overrides, volume=shape, patch=patch, batch_size=1, pad=False)
         return METHODS[self.method].workload(self.preset, overrides)
 
 
@@ -116,29 +116,29 @@ def answer(question: Question) -> Fit:
 
     multiple = smallest_multiple(question)
 
-    def cube_of(count: int) -> Workload:
-        return question.cube(count * multiple)
+    def one_of(count: int) -> Workload:
+        return question.alone(work.volume.scaled(count, multiple))
 
-    def cube_needs(count: int) -> int:
+    def one_needs(count: int) -> int:
         try:
-            return limit_that_it_needs(cube_of(count))
-        except ValueError:  # a norm over a single voxel, say: the cube is too small, not too large
-            return 0
+            return limit_that_it_needs(one_of(count))
+        except (ValueError, UserError):
+            return 0  # too small, not too large: a norm over a single voxel, less than a patch
 
     batch = largest_that_fits(
         lambda size: limit_that_it_needs(batch_of(size)), question.limit, start=work.batch_size
     )
     count = largest_that_fits(
-        cube_needs,
+        one_needs,
         question.limit,
-        start=work.volume // multiple,
+        start=max(work.volume) // multiple,
         power=3,
         most=2048 // multiple,
     )
-    if not count or not cube_needs(count):
+    if not count or not one_needs(count):
         count = 0
-    shown = count or next(n for n in range(1, 2048) if cube_needs(n))
-    batch_work, cube_work = batch_of(max(1, batch)), cube_of(shown)
+    shown = count or next(n for n in range(1, 2048) if one_needs(n))
+    batch_work, largest = batch_of(max(1, batch)), one_of(shown)
     changes = preset_changes(method, preset, overrides, work, Training())
     settings = {**setting_columns(work), "batch_size": batch}
     return Fit(
@@ -153,10 +153,10 @@ def answer(question: Question) -> Fit:
         sampling=question.sampling or None,
         batch_needs=needs(batch_work),
         batch_fits_by_default=fits_by_default(batch_work),
-        largest_volume=count * multiple,
-        largest_patch=cube_work.patch if count else 0,
-        volume_needs=needs(cube_work),
-        volume_fits_by_default=fits_by_default(cube_work),
+        largest_volume=largest.volume if count else Shape(0),
+        largest_patch=largest.patch if count else Shape(0),
+        volume_needs=needs(largest),
+        volume_fits_by_default=fits_by_default(largest),
     )
 
 
@@ -165,7 +165,7 @@ def smallest_multiple(question: Question) -> int:
     multiple = 1
     while True:
         try:
-            question.cube(multiple)
+            question.alone(Shape(multiple))
             return multiple
         except UserError:
             if multiple > 2048:
@@ -181,7 +181,7 @@ def what_fits_instead(fits: list[Fit]) -> list[str]:
         if fit.batch_size == 0:
             instead = f"{', '.join(fitting)} would" if fitting else "none of these methods would"
             lines.append(
-                f"{fit.method} does not fit at {fit.volume}³: one volume needs "
+                f"{fit.method} does not fit at {show_shape(fit.volume)}: one volume needs "
                 f"{show_size(fit.batch_needs or 0)}; {instead}."
             )
     return lines
@@ -203,21 +203,22 @@ def _grid(fits: list[Fit], memory: int, margin: int) -> Grid:
     verb = "can be drawn" if any(fit.sampling for fit in fits) else "trains"
     rows = []
     for fit in fits:
-        largest = show_cube(fit.largest_volume, fit.largest_patch or fit.largest_volume)
+        fits_one = fit.largest_volume >= 1
+        largest = show_volume(fit.largest_volume, fit.largest_patch or fit.largest_volume)
         rows.append(
             (
                 Cell(fit.method),
                 Cell(fit.kind or ""),
-                Cell(show_cube(fit.volume, fit.patch or fit.volume)),
+                Cell(show_volume(fit.volume, fit.patch or fit.volume)),
                 Cell(str(fit.batch_size) if fit.batch_size else "none"),
                 Cell(_needs(fit.batch_needs, fit.batch_size, fit.batch_fits_by_default)),
-                Cell(largest if fit.largest_volume else "none"),
-                Cell(_needs(fit.volume_needs, fit.largest_volume, fit.volume_fits_by_default)),
+                Cell(largest if fits_one else "none"),
+                Cell(_needs(fit.volume_needs, fits_one, fit.volume_fits_by_default)),
             )
         )
     return Grid(
         "Fit", f"What {verb} in {show_size(memory)}, {show_size(margin)} kept free",
-        ("method", "kind", "volume", "largest batch", "needs", "largest cube, batch 1", "needs"),
+        ("method", "kind", "volume", "largest batch", "needs", "largest volume, batch 1", "needs"),
         tuple(rows),
     )  # fmt: skip
 

@@ -19,7 +19,7 @@ from ..probes.instants import instants
 from ..records.files import read_table, write_json, write_rows
 from ..records.rows import Instant, Record, setting_columns
 from ..report.grid import Cell, Grid, for_terminal
-from ..sizes import GIB, show_cube
+from ..sizes import GIB, show_volume
 from .alloc_conf import alloc_conf_text, parse_alloc_conf
 from .prediction import Prediction, predict_method, seen_whole
 
@@ -140,7 +140,7 @@ def _grid(rows: Sequence[Row], reserved: Sequence[int], step: str) -> Grid:
 
     lines: dict[str, Sequence[str]] = {
         "Kind": [method.kind for method, _, _ in rows],
-        "Trains on": [f"{show_cube(w.volume, w.patch)} × {w.batch_size}" for w in works],
+        "Trains on": [f"{show_volume(w.volume, w.patch)} × {w.batch_size}" for w in works],
         "Precision": [work.precision for work in works],
         "Parameters (M)": [f"{p.parameters / 1e6:.1f}" for p in predictions],
         "Peak memory": gib(p.peak_memory_bytes for p in predictions),

@@ -244,7 +244,7 @@ def predict_method(
             network = method.build(work)
         step = TrainingStep(network, work, training, where)
         make_state(step.optimizer)
-        shape = (work.batch_size, len(work.modality), *(work.volume,) * 3)
+        shape = (work.batch_size, len(work.modality), *work.volume)
         batch = moved(step.cut(torch.empty(shape)), where)  # a card need not see whole volumes
         probe = StepProbe(network, step.optimizer, where, tensors_in(batch))
         cost = _watched(step, batch, probe)
@@ -262,7 +262,7 @@ def _predict_sampling(
     with _ieee(), _on(device, mode) as where, faking(mode):
         with where:
             network = method.build(work).eval()
-        x_T = torch.empty(work.batch_size, len(work.modality), *(work.volume,) * 3, device=where)
+        x_T = torch.empty(work.batch_size, len(work.modality), *work.volume, device=where)
         nothing: Any = AllOptimizers([])
         probe = StepProbe(network, nothing, where, [x_T])
         denoise = denoiser(network, work.precision, where)

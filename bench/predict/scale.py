@@ -54,10 +54,14 @@ def run_scale(command: ScaleCommand, console: Console) -> int:
 
 
 def sweep(name: str, axis: str, command: ScaleCommand) -> list[tuple[int, Workload]]:
-    """The workloads of one line; those that the method cannot train on are left out."""
+    """The workloads of one line; those that the method cannot train on are left out.
+
+    Of a volume, what is varied is the longest side; the proportions are those of --volume.
+    """
     method, found = METHODS[name], []
+    proportions = method.workload(command.preset, command.overrides).volume
     for value in AXES[axis][0]:
-        changed: dict[str, Any] = {axis: value}
+        changed: dict[str, Any] = {axis: proportions.scaled(value) if axis == "volume" else value}
         overrides: Overrides = replace(command.overrides, **changed)
         try:
             found.append((value, method.workload(command.preset, overrides)))
@@ -78,7 +82,7 @@ def predict_point(job: tuple[str, str, str, int, Workload]) -> Point:
         preset=preset,
         axis=axis,
         value=value,
-        amount=work.patch**3 if axis == "volume" else value,
+        amount=work.patch.voxels if axis == "volume" else value,
         parameters=prediction.parameters,
         peak_memory_bytes=prediction.peak_memory_bytes,
         **parts,

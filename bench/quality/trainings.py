@@ -26,7 +26,7 @@ from ..records.folder import QualityRun
 from ..report.figure2 import write_figure2
 from ..report.grid import Cell, Grid
 from ..report.write import write_report
-from ..sizes import parse_size, show_size
+from ..sizes import Shape, parse_size, show_size
 from .budget import Question, choose_widths
 from .plan import TrainingPlan
 from .recorder import TrainingRecorder
@@ -43,20 +43,20 @@ def run_quality(command: QualityCommand, console: Console) -> int:
 
 @dataclass(frozen=True)
 class Data:
-    """Per side of volume: the volumes' source, their split, their prepared file."""
+    """Per shape of volume: the volumes' source, their split, their prepared file."""
 
-    sources: dict[int, Source]
-    splits: dict[int, Split]
-    paths: dict[int, Path]
+    sources: dict[Shape, Source]
+    splits: dict[Shape, Split]
+    paths: dict[Shape, Path]
 
     @classmethod
     def ready(cls, command: QualityCommand, chosen: Chosen, console: Console) -> "Data":
         """Every volume prepared; UserError for data that cannot be trained and validated on."""
-        largest = max(work.volume for _, work in chosen)
+        largest = max((work.volume for _, work in chosen), key=lambda shape: shape.voxels)
         subjects = default_subjects(command.data, largest)
         data = planning.DataChoice.of(command, command.split_seed, subjects)
         sources = data.open(chosen)
-        splits = {side: divide(source, command.split_seed) for side, source in sources.items()}
+        splits = {shape: divide(source, command.split_seed) for shape, source in sources.items()}
         return cls(sources, splits, data.prepare(sources, console))
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_args
 from pydantic import TypeAdapter, ValidationError
 
 from ..errors import UserError
+from ..sizes import Shape
 from .rows import Status
 
 if TYPE_CHECKING:
@@ -73,8 +74,12 @@ def parse_table(path: Path, text: str, row_type: type) -> "pd.DataFrame":
                 table[name] = _whole_numbers(table[name])
             elif float in kinds:
                 table[name] = table[name].astype(float)  # a loss may be nan or inf
-        except (ValueError, TypeError, OverflowError):
-            raise UserError(f"{path}: column {name} holds what is not a number") from None
+            elif Shape in kinds:
+                shapes = table[name].dropna().str.removesuffix(".0")  # pandas', beside empty cells
+                table[name] = shapes.map(Shape).reindex(table.index)
+        except (ValueError, TypeError, OverflowError, AttributeError):
+            what = "shape" if Shape in kinds else "number"
+            raise UserError(f"{path}: column {name} holds what is not a {what}") from None
     if "status" in table and not table["status"].dropna().isin(get_args(Status)).all():
         raise UserError(
             f"{path}: column status holds what is none of {', '.join(get_args(Status))}"

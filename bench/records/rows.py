@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, Literal
 
+from ..sizes import Shape
+
 Status = Literal["ok", "oom", "failed", "timeout", "interrupted"]
 
 
@@ -24,10 +26,12 @@ class Work:
     """What a step trains on, and with which network (`bench.presets.Workload`)."""
 
     precision: str | None = None
-    volume: int | None = None
-    """Side of a whole volume."""
-    patch: int | None = None
-    """Side of what one step sees; the volume's, unless the method trains on patches."""
+    volume: Shape | None = None
+    """Of a whole volume, in voxels: `64` for a cube, `160x192x160` otherwise."""
+    patch: Shape | None = None
+    """Of what one step sees; the volume's, unless the method trains on patches."""
+    padded_from: Shape | None = None
+    """Of the data in a volume that --pad made larger."""
     batch_size: int | None = None
     channels: str | None = None
     """Width of each level, finest first."""
@@ -472,8 +476,8 @@ class Fit(Way, Work):
     preset: str | None = None
     preset_changes: str | None = None
     """As in `runs.csv`."""
-    volume: int
-    patch: int | None = None
+    volume: Shape
+    patch: Shape | None = None
     batch_size: int
     """The largest that trains at this volume; 0: not even one volume."""
     batch_needs: int | None = None
@@ -484,12 +488,12 @@ class Fit(Way, Work):
     """PYTORCH_ALLOC_CONF that all of it was to fit with; None: with expandable segments."""
     sampling: bool | None = None
     """What can be drawn (--sampling); None: what trains."""
-    largest_volume: int
-    """Side of the largest cube at batch 1; 0: not even the smallest."""
-    largest_patch: int | None = None
-    """Side of what a step sees of that one."""
+    largest_volume: Shape
+    """The largest of the proportions of `volume` at batch 1; 0: not even the smallest."""
+    largest_patch: Shape | None = None
+    """What a step sees of that one."""
     volume_needs: int | None = None
-    """Bytes at `largest_volume`, or at the smallest cube that the method can train on."""
+    """Bytes at `largest_volume`, or at the smallest volume that the method can train on."""
     volume_fits_by_default: bool | None = None
 
 
@@ -501,7 +505,7 @@ class Point(Way, Work):
     axis: str
     """couplings, volume or batch_size: the flag that is varied."""
     value: int
-    """Of that flag."""
+    """Of that flag; of a volume, its longest side."""
     amount: int
     """What the slope is per: couplings, voxels that a step sees, samples."""
     preset: str | None = None

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from ..sizes import GIB, MARGIN, parse_size
-from .grid import NOTHING, Cell, Grid, significant
+from ..sizes import GIB, MARGIN, parse_size, show_shape
+from .grid import NOTHING, Cell, Grid, as_rows, significant
 from .reading import Group
 from .summary import million_voxels
 
@@ -92,15 +92,17 @@ def advise_from_fit(fit: pd.DataFrame | None, budget_gib: int = MAIN_BUDGET_GIB)
         return None
     rows = fit[(fit["memory_bytes"] == budget_gib * GIB) & (fit["batch_size"] > 0)]
     rows = rows.sort_values("batch_size", ascending=False, kind="stable")
-    patches = rows["patch"].fillna(rows["volume"])
-    texts = []
-    for (volume, patch), alike in rows.groupby([rows["volume"], patches], sort=False):
-        what = f"{volume}³ volumes" if patch == volume else f"{patch}³ patches of {volume}³ volumes"
-        methods = (
-            f"{row.method} {row.batch_size} (or one of {row.largest_volume}³)"
-            for row in alike.itertuples()
+    found: dict[str, list[str]] = {}
+    for row in as_rows(rows):
+        volume, patch = row["volume"], row["patch"]
+        what = f"{show_shape(volume)} volumes"
+        if not pd.isna(patch) and patch != volume:
+            what = f"{show_shape(patch)} patches of {what}"
+        text = (
+            f"{row['method']} {row['batch_size']} (or one of {show_shape(row['largest_volume'])})"
         )
-        texts.append(f"of {what}: {', '.join(methods)}")
+        found.setdefault(what, []).append(text)
+    texts = [f"of {what}: {', '.join(methods)}" for what, methods in found.items()]
     return f"Largest batch that trains, {'; '.join(texts)}." if texts else None
 
 
@@ -132,7 +134,7 @@ def _describe_work(group: Group) -> str:
     if len(work) != 1 or work.isna().any(axis=None):
         return group.preset
     volume, batch, precision = work.iloc[0]
-    return f"{group.preset} ({volume}³, batch {batch}, {precision})"
+    return f"{group.preset} ({show_shape(volume)}, batch {batch}, {precision})"
 
 
 def _that_fit(known: Sequence[Need], budget_gib: int) -> list[Need]:

@@ -29,6 +29,7 @@ from ..records.rows import (
     Setting,
     Trained,
 )
+from ..sizes import Shape
 from .grid import as_rows, one_line
 from .tables import CostTable
 
@@ -242,7 +243,7 @@ def _read_side_tables(folder: Path, name: str, evidence: Evidence) -> bool:
 def _clean(table: pd.DataFrame, row_type: type) -> None:
     """No line ends and control characters in the cells of text, which anybody may have written."""
     for column in fields(row_type):
-        if not {int, float} & {column.type, *get_args(column.type)}:
+        if not {int, float, Shape} & {column.type, *get_args(column.type)}:
             table[column.name] = table[column.name].map(one_line, na_action="ignore")
 
 

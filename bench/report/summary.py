@@ -111,6 +111,6 @@ def million_voxels(records: pd.DataFrame) -> pd.Series:
     """Voxels that a step of each trial sees, in millions: a measure of work that methods on volumes
     and methods on patches of them share.
     """
-    sides, batches = (records[name].astype(float) for name in ("patch", "batch_size"))
-    sides = sides.fillna(records["volume"].astype(float))
-    return (sides**3 * batches).fillna(1e6).clip(lower=1) / 1e6
+    shapes = records["patch"].fillna(records["volume"])
+    voxels = shapes.map(lambda shape: shape.voxels, na_action="ignore").astype(float)
+    return (voxels * records["batch_size"].astype(float)).fillna(1e6).clip(lower=1) / 1e6

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from ..sizes import GIB
+from ..sizes import GIB, show_shape
 from . import published
 from .grid import NOTHING, Cell, Grid, as_rows, latex, markdown, significant
 from .summary import Summary, summarise_each
@@ -223,11 +223,12 @@ class CostTable:
                     f" and {more} more." if more > 0 else "."
                 )
         sides = self.records[["method", "patch", "volume"]].dropna().drop_duplicates("method")
-        for row in as_rows(sides[sides["patch"] < sides["volume"]]):
+        for row in as_rows(sides[sides["patch"] != sides["volume"]]):
+            patch, volume = row["patch"], row["volume"]
             yield (
-                f"{row['method']} trains on {row['patch']}³ patches of {row['volume']}³ volumes: "
-                f"its step sees 1/{(row['volume'] / row['patch']) ** 3:g} of a volume, and that "
-                "counts as a volume here."
+                f"{row['method']} trains on {show_shape(patch)} patches of {show_shape(volume)} "
+                f"volumes: its step sees 1/{volume.voxels / patch.voxels:.4g} of a volume, and "
+                "that counts as a volume here."
             )
         missing = [metric.label for metric in METRICS if metric not in self._shown]
         if missing:

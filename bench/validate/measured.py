@@ -45,7 +45,7 @@ def run(plan: DevicePlan, events: Events, should_stop: Callable[[], bool] = lamb
     with device:
         network = METHODS[plan.method].build(plan.work)
     step = TrainingStep(network, plan.work, plan.training, device)
-    shape = (plan.work.batch_size, len(plan.work.modality), *(plan.work.volume,) * 3)
+    shape = (plan.work.batch_size, len(plan.work.modality), *plan.work.volume)
     batch = moved(step.cut(torch.rand(shape)), device)
     step(batch)
     step(batch)

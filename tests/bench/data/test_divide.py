@@ -7,6 +7,7 @@ import pytest
 from bench.data import open_source
 from bench.data.split import PHANTOMS, describe_split, divide, patient
 from bench.errors import UserError
+from bench.sizes import Shape
 
 
 class Clinic:
@@ -38,7 +39,7 @@ def test_parts_are_disjoint_by_patient_and_cover_all(seed):
 def test_the_file_says_the_same():
     source = Clinic(10)
     split = divide(source, 3)
-    written = describe_split({32: source}, 3)
+    written = describe_split({Shape(32): source}, 3)
     assert written["seed"] == 3
     (parts,) = written["splits"]
     assert parts["volume"] == 32

@@ -6,7 +6,6 @@ import pickle
 import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,14 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from bench.errors import UserError
-from bench.records.files import MOST_CSV_BYTES, column_names, from_json, read_table, write_rows
+from bench.records.files import (
+    MOST_CSV_BYTES,
+    column_names,
+    from_json,
+    read_table,
+    to_json,
+    write_rows,
+)
 from bench.records.folder import TABLES, Run
 from bench.records.rows import Record, Sample, Step
 from bench.run.plan import TrialPlan
@@ -148,7 +154,7 @@ def test_plans(changes):
         line = str(refusal)
     assert "\n" not in line
     if made is not None:
-        assert from_json(TrialPlan, json.loads(json.dumps(asdict(made)))) == made
+        assert from_json(TrialPlan, to_json(made)) == made
         assert not set(changes) & {"surprise", "__class__"}
 
 
