@@ -59,8 +59,144 @@ def build(
     return PatchDDM(in_channels, channels, out_channels, num_class_embeds)
 
 
-class PatchDDM(nn.Module):
-    """A U-Net with additive skips that also reads where its voxels are.
+class AdditiveUNet(nn.Module):
+    """A U-Net with additive skips.
+
+    Args:
+        in_channels: of the input: those of the image, then those of a condition.
+        channels: the width of each level, finest first.
+        out_channels: of the output.
+        num_class_embeds: classes, whose labels enter with t; None: none.
+        groups: of every group normalisation, so it must divide all widths.
+        resampling_blocks: whether residual blocks go from level to level, with a mean of 2³ voxels
+            or a repetition inside, instead of convolutions.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        channels: tuple[int, ...],
+        out_channels: int,
+        num_class_embeds: int | None,
+        groups: int,
+        resampling_blocks: bool = False,
+    ) -> None:
+        super().__init__()
+        self.embedding_channels, *_ = channels
+        time_channels = 4 * channels[0]
+
+        def block(
+            width_in: int, width_out: int, resample: nn.Module | None = None
+        ) -> ResidualBlock:
+            return ResidualBlock(width_in, width_out, time_channels, groups, resample)
+
+        def make_down(width: int) -> nn.Module:
+            if resampling_blocks:
+                return block(width, width, nn.AvgPool3d(2))
+            return nn.Conv3d(width, width, 3, stride=2, padding=1)
+
+        def make_up(width: int) -> nn.Module:
+            repeat = nn.Upsample(scale_factor=2, mode="nearest")
+            if resampling_blocks:
+                return block(width, width, repeat)
+            return nn.Sequential(repeat, Conv3d(width, width))
+
+        self.time_embedding = nn.Sequential(
+            nn.Linear(self.embedding_channels, time_channels),
+            nn.SiLU(),
+            nn.Linear(time_channels, time_channels),
+        )
+        self.class_embedding = (
+            nn.Embedding(num_class_embeds, time_channels) if num_class_embeds else None
+        )
+        width = channels[0]
+        self.conv_in = Conv3d(in_channels, width)
+
+        # Every tensor that the encoder makes is a skip: that of conv_in, of each block, and of
+        # each downsampling. `skips` is their widths, in the order in which they are made.
+        skips = [width]
+        self.encoder = nn.ModuleList()
+        for depth, level_width in enumerate(channels):
+            blocks = nn.ModuleList()
+            for _ in range(BLOCKS_PER_LEVEL):
+                blocks.append(block(width, level_width))
+                width = level_width
+                skips.append(width)
+            down = None
+            if depth < len(channels) - 1:
+                down = make_down(width)
+                skips.append(width)
+            self.encoder.append(EncoderLevel(blocks, down))
+
+        self.middle = nn.ModuleList([block(width, width), block(width, width)])
+
+        # A mean needs equal widths, so each decoder block already gives as many channels as the
+        # skip that comes after it has; the last one has none after it and keeps its width.
+        self.decoder = nn.ModuleList()
+        for depth in reversed(range(len(channels))):
+            blocks = nn.ModuleList()
+            for _ in range(BLOCKS_PER_LEVEL + 1):
+                skips.pop()
+                next_width = skips[-1] if skips else width
+                blocks.append(block(width, next_width))
+                width = next_width
+            up = make_up(width) if depth > 0 else None
+            self.decoder.append(DecoderLevel(blocks, up))
+
+        self.out = nn.Sequential(
+            GroupNorm(groups, width), nn.SiLU(), zero(Conv3d(width, out_channels))
+        )
+
+    def forward(
+        self,
+        x: Tensor,
+        timesteps: Tensor | int,
+        context: None = None,
+        class_labels: Tensor | None = None,
+    ) -> Tensor:
+        """Predict the noise ε in `x`.
+
+        Args:
+            x: (B, in_channels, D, H, W).
+            timesteps: t, (B,) int64; a number, or a tensor of one, is that of every sample.
+            context: must be None; MONAI's inferers pass it along.
+            class_labels: (B,) int64, with `num_class_embeds`.
+
+        Returns:
+            ε, (B, out_channels, D, H, W).
+        """
+        time = self.embed(x, timesteps, context, class_labels)
+        return self.through_levels([self.conv_in(x)], time)
+
+    def embed(
+        self, x: Tensor, timesteps: Tensor | int, context: None, class_labels: Tensor | None
+    ) -> Tensor:
+        """What every block is told of t and the class, (B or 1, time_channels)."""
+        if context is not None or (class_labels is None) != (self.class_embedding is None):
+            raise ValueError(
+                "a condition goes into channels after those of the image, class_labels to a "
+                "network with num_class_embeds, and to no other"
+            )
+        t = torch.as_tensor(timesteps, device=x.device).reshape(-1)
+        time = self.time_embedding(sinusoidal_embedding(t, self.embedding_channels).to(x.dtype))
+        if self.class_embedding is not None and class_labels is not None:
+            time = time + self.class_embedding(class_labels)
+        return time
+
+    def through_levels(self, skips: list[Tensor], time: Tensor) -> Tensor:
+        """`skips` has what `conv_in` gave; each is taken from it when it is used."""
+        for level in self.encoder:
+            skips += level(skips[-1], time)
+        h = skips[-1]
+        for block in self.middle:
+            h = block(h, time)
+        for level in self.decoder:
+            h = level(h, time, skips)
+        return self.out(h)
+
+
+class PatchDDM(AdditiveUNet):
+    """The U-Net that also reads where its voxels are.
 
     Args:
         in_channels: image channels of the input, then those of a condition.
@@ -77,66 +213,13 @@ class PatchDDM(nn.Module):
         out_channels: int | None = None,
         num_class_embeds: int | None = None,
     ) -> None:
-        super().__init__()
         if any(width % channels[0] for width in channels):
             raise ValueError(f"channels {channels}: the first must divide all others")
-        self.embedding_channels, *_ = channels
-        groups, time_channels = channels[0], 4 * channels[0]
-
-        def block(width_in: int, width_out: int) -> ResidualBlock:
-            return ResidualBlock(width_in, width_out, time_channels, groups)
-
-        self.time_embedding = nn.Sequential(
-            nn.Linear(self.embedding_channels, time_channels),
-            nn.SiLU(),
-            nn.Linear(time_channels, time_channels),
-        )
-        self.class_embedding = (
-            nn.Embedding(num_class_embeds, time_channels) if num_class_embeds else None
-        )
-        width = channels[0]
-        self.conv_in = Conv3d(in_channels + 3, width)
-
-        # Every tensor that the encoder makes is a skip: that of conv_in, of each block, and of
-        # each downsampling. `skips` is their widths, in the order in which they are made.
-        skips = [width]
-        self.encoder = nn.ModuleList()
-        for depth, level_width in enumerate(channels):
-            blocks = nn.ModuleList()
-            for _ in range(BLOCKS_PER_LEVEL):
-                blocks.append(block(width, level_width))
-                width = level_width
-                skips.append(width)
-            down = None
-            if depth < len(channels) - 1:
-                down = nn.Conv3d(width, width, 3, stride=2, padding=1)
-                skips.append(width)
-            self.encoder.append(EncoderLevel(blocks, down))
-
-        self.middle = nn.ModuleList([block(width, width), block(width, width)])
-
-        # A mean needs equal widths, so each decoder block already gives as many channels as the
-        # skip that comes after it has; the last one has none after it and keeps its width.
-        self.decoder = nn.ModuleList()
-        for depth in reversed(range(len(channels))):
-            blocks = nn.ModuleList()
-            for _ in range(BLOCKS_PER_LEVEL + 1):
-                skips.pop()
-                next_width = skips[-1] if skips else width
-                blocks.append(block(width, next_width))
-                width = next_width
-            up = None
-            if depth > 0:
-                up = nn.Sequential(
-                    nn.Upsample(scale_factor=2, mode="nearest"), Conv3d(width, width)
-                )
-            self.decoder.append(DecoderLevel(blocks, up))
-
-        self.out = nn.Sequential(
-            GroupNorm(groups, width), nn.SiLU(), zero(Conv3d(width, out_channels or in_channels))
+        super().__init__(
+            in_channels + 3, channels, out_channels or in_channels, num_class_embeds, channels[0]
         )
 
-    def forward(
+    def forward(  # type: ignore[override]
         self,
         x: Tensor,
         timesteps: Tensor | int,
@@ -144,41 +227,20 @@ class PatchDDM(nn.Module):
         context: None = None,
         class_labels: Tensor | None = None,
     ) -> Tensor:
-        """Predict the noise ε in `x`.
+        """Predict the noise ε in `x`, as `AdditiveUNet.forward` does.
 
         Args:
             x: noisy patches or whole volumes, (B, C, D, H, W).
-            timesteps: t, (B,) int64; a number, or a tensor of one, is that of every sample.
             coordinates: where the voxels of `x` lie, (B, 3, D, H, W), from −1 to 1 over the whole
                 volume, as `crop` returns them. None: `x` is the whole volume.
-            context: must be None; MONAI's inferers pass it along.
-            class_labels: (B,) int64, with `num_class_embeds`.
-
-        Returns:
-            ε, (B, out_channels, D, H, W).
         """
-        if context is not None or (class_labels is None) != (self.class_embedding is None):
-            raise ValueError(
-                "a condition goes into channels after those of the image, class_labels to a "
-                "network with num_class_embeds, and to no other"
-            )
         if coordinates is None:
             axes = [torch.linspace(-1, 1, side, device=x.device) for side in x.shape[2:]]
             coordinates = grid(axes).expand(x.shape[0], -1, -1, -1, -1)
-        t = torch.as_tensor(timesteps, device=x.device).reshape(-1)
-        time = self.time_embedding(sinusoidal_embedding(t, self.embedding_channels).to(x.dtype))
-        if self.class_embedding is not None and class_labels is not None:
-            time = time + self.class_embedding(class_labels)
-
-        skips = [self.conv_in(torch.cat([x, coordinates.to(x.dtype)], dim=1))]
-        for level in self.encoder:
-            skips += level(skips[-1], time)
-        h = skips[-1]
-        for block in self.middle:
-            h = block(h, time)
-        for level in self.decoder:
-            h = level(h, time, skips)
-        return self.out(h)
+        time = self.embed(x, timesteps, context, class_labels)
+        return self.through_levels(
+            [self.conv_in(torch.cat([x, coordinates.to(x.dtype)], dim=1))], time
+        )
 
     @staticmethod
     def crop(
@@ -261,7 +323,7 @@ class EncoderLevel(nn.Module):
             h = block(h, time)
             made.append(h)
         if self.down is not None:
-            made.append(self.down(h))
+            made.append(_through(self.down, h, time))
         return made
 
 
@@ -279,19 +341,33 @@ class DecoderLevel(nn.Module):
             # in the last block, where the memory peaks under autocast, that is 1.5 % of the peak.
             skip = skips.pop()
             h = block((h + skip) / 2, time)
-        return h if self.up is None else self.up(h)
+        return h if self.up is None else _through(self.up, h, time)
+
+
+def _through(resampling: nn.Module, h: Tensor, time: Tensor) -> Tensor:
+    return resampling(h, time) if isinstance(resampling, ResidualBlock) else resampling(h)
 
 
 class ResidualBlock(nn.Module):
     """x ↦ shortcut(x) + conv(SiLU(norm(conv(SiLU(norm(x))) + W·SiLU(time)))).
 
-    The second convolution starts at zero, so the block starts as its shortcut.
+    The second convolution starts at zero, so the block starts as its shortcut. With `resample`, x
+    passes through it before the shortcut, and SiLU(norm(x)) before the first convolution.
     """
 
-    def __init__(self, channels: int, out_channels: int, time_channels: int, groups: int) -> None:
+    def __init__(
+        self,
+        channels: int,
+        out_channels: int,
+        time_channels: int,
+        groups: int,
+        resample: nn.Module | None = None,
+    ) -> None:
         super().__init__()
+        self.resample = resample
+        between = [] if resample is None else [resample]
         self.conv1 = nn.Sequential(
-            GroupNorm(groups, channels), nn.SiLU(), Conv3d(channels, out_channels)
+            GroupNorm(groups, channels), nn.SiLU(), *between, Conv3d(channels, out_channels)
         )
         self.time = nn.Sequential(nn.SiLU(), nn.Linear(time_channels, out_channels))
         self.conv2 = nn.Sequential(
@@ -306,6 +382,8 @@ class ResidualBlock(nn.Module):
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
         """(B, channels, D, H, W) and (B, time_channels) to (B, out_channels, D, H, W)."""
         h = self.conv1(x) + self.time(time)[:, :, None, None, None]
+        if self.resample is not None:
+            x = self.resample(x)
         return self.shortcut(x) + self.conv2(h)
 
 

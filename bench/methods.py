@@ -178,6 +178,7 @@ METHODS = _Methods(
     _method("idm", "models.idm"),
     _method("idm-lean", "models.idm.lean", within=("fused-backward", "adam8bit"), network="idm"),
     _method("idm-stored", "models.idm", network="idm", backward="stored"),
+    _method("wdm", "baselines.wdm", "wavelet"),
 )
 
 

@@ -1,7 +1,7 @@
 """Diffusion models of whole volumes: WDM, Med-DDPM.
 
-Settings only: WDM's network differs from `baselines.patchddm` in the coordinates, which it does
-not have; Med-DDPM's is the U-Net of guided diffusion, as MONAI has it.
+WDM's network is that of `baselines.wdm`; Med-DDPM's is the U-Net of guided diffusion, as MONAI has
+it.
 """
 
 import torch
@@ -9,14 +9,14 @@ import torch.nn.functional as F
 from monai.networks.nets import DiffusionModelUNet
 from torch import Tensor, nn
 
-from baselines.patchddm import PatchDDM
+from baselines.wdm import build
 
 from .setup import Setup
 
 
 def wdm(multipliers: tuple[int, ...], side: int, batch: int) -> Setup:
     """Eight Haar coefficients at half of `side` (github.com/pfriedri/wdm-3d, run.sh)."""
-    network = PatchDDM(8, tuple(64 * width for width in multipliers))
+    network = build(in_channels=8, channels=tuple(64 * width for width in multipliers))
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-5)
     return Setup(network, torch.empty(batch, 8, *(side // 2,) * 3), optimizer, _predict_noise)
 
