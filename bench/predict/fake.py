@@ -80,6 +80,16 @@ _REDUCED_IN_PLACE = frozenset(
     }
 )
 
+# A CPU's norms of 16 bits by float32 weights, as its autocast has them: mean and deviation are of
+# the weights' type, a gradient is of its input's. PyTorch's rules for fake tensors say otherwise.
+_NORMS: dict[Any, int] = {
+    torch.ops.aten.native_group_norm.default: 1,
+    torch.ops.aten.native_layer_norm.default: 2,
+    torch.ops.aten.native_batch_norm.default: 1,
+}
+"""Norm -> which argument is the weights."""
+_GROUP_NORM_BACKWARD = torch.ops.aten.native_group_norm_backward.default
+
 # Their values follow from their arguments: `torch.arange(2, 5).tolist()` is how MONAI's losses name
 # the axes of a volume.
 _COUNTING = frozenset(
@@ -136,6 +146,10 @@ class FaithfulFakeMode(FakeTensorMode):
         out: Any = self.dispatch(func, types, args, kwargs)
         if func is attention.EFFICIENT:
             out = attention.with_seeds_on_the_host(out)
+        if func in _NORMS and args[0].device.type == "cpu":
+            out = _with_statistics_of(args[_NORMS[func]], out)
+        if func is _GROUP_NORM_BACKWARD and out[0] is not None:
+            out = out[0].to(args[1].dtype), *out[1:]
         if func in _COUNTING and out.numel() <= _FEW:
             out._known = func(*args, **{**kwargs, "device": "cpu"})
         if func is _TO_COPY and "_known" in vars(args[0]):
@@ -182,6 +196,12 @@ class FaithfulFakeMode(FakeTensorMode):
 
     def _is_ours(self, tensor: Any) -> bool:
         return type(tensor) is FakeTensor and tensor.fake_mode is self and tensor.constant is None
+
+
+def _with_statistics_of(weights: Tensor | None, results: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    normed, *statistics = results
+    dtype = normed.dtype if weights is None else weights.dtype
+    return normed, *(torch.empty_like(each, dtype=dtype) for each in statistics)
 
 
 def _who_asks() -> traceback.FrameSummary | None:

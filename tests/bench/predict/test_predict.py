@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 from torch.distributed._tools.mem_tracker import MemTracker
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench.ddpm.step import TrainingStep, make_state
 from bench.errors import UserError
@@ -219,6 +220,45 @@ def test_ones_own_loss_is_predicted_to_the_byte(function):
     optimizer.step()
     measured = probe.stop()
     assert prediction.peak_memory_bytes == measured.peak_memory_bytes
+
+
+NORMS = {
+    "group": lambda: nn.GroupNorm(2, 8),
+    "layer": lambda: nn.LayerNorm(8),
+    "batch": lambda: nn.BatchNorm3d(8),
+    "instance": lambda: nn.InstanceNorm3d(8, affine=True),
+    "rms": lambda: nn.RMSNorm(8, elementwise_affine=False),
+}
+
+
+class Made(TorchDispatchMode):
+    """Type and bytes of all that operators make."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.made: list[tuple] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        self.made += [(str(func), t.dtype, t.untyped_storage().nbytes()) for t in tensors_in(out)]
+        return out
+
+
+@pytest.mark.parametrize("make", NORMS.values(), ids=NORMS)
+def test_a_norm_of_16_bits_by_weights_of_32_makes_what_a_cpu_makes(make):
+    """PyTorch's rules for fake tensors halved the mean, and doubled a gradient."""
+
+    def step():
+        norm, x = make(), torch.randn(2, 8, 4, 4, 8, dtype=torch.bfloat16, requires_grad=True)
+        with Made() as mode:
+            with torch.autocast("cpu", torch.bfloat16):
+                y = norm(x)
+            y.float().sum().backward()
+        return mode.made
+
+    with faking(FaithfulFakeMode()):
+        fake = step()
+    assert fake == step()
 
 
 @pytest.mark.parametrize("function", [lambda x, y: x.mul_(y), lambda x, y: x.copy_(y)])
