@@ -242,6 +242,10 @@ class PatchDDM(AdditiveUNet):
             [self.conv_in(torch.cat([x, coordinates.to(x.dtype)], dim=1))], time
         )
 
+    def shard_units(self) -> list[nn.Module]:
+        """What FSDP may gather and free one by one: no levels, whose list of skips it copies."""
+        return [module for module in self.modules() if isinstance(module, ResidualBlock)]
+
     @staticmethod
     def crop(
         x0: Tensor, patch: int | tuple[int, ...], rng: random.Random

@@ -9,6 +9,7 @@ from annotated_types import Interval
 
 from .harness.backends import Backends
 from .presets import (
+    Cards,
     Count,
     Decay,
     Hertz,
@@ -103,6 +104,10 @@ class PredictCommand:
     expandable_segments:True; None: those of that variable."""
     sampling: bool = False
     """Drawing volumes in place of training: a step of eq. (7), without gradients, on whole ones."""
+    gpus: Cards = 1
+    """Cards that train together (DDP), each with a batch of its own: what one of them holds."""
+    shard: bool = False
+    """With --gpus: weights, gradients and optimizer state are spread over the cards (FSDP2)."""
     timeline: bool = False
     """Draw memory over the step, split into its five parts, all methods at one scale."""
     out: Path = Path("results/predicted")
@@ -133,6 +138,10 @@ class FitCommand:
     expandable_segments:True; None: those of that variable."""
     sampling: bool = False
     """What can be drawn, in place of what trains: without gradients, whole volumes."""
+    gpus: Cards = 1
+    """Cards that train together (DDP), each with a batch of its own: what one of them holds."""
+    shard: bool = False
+    """With --gpus: weights, gradients and optimizer state are spread over the cards (FSDP2)."""
     out: Path = Path("results/fit")
     """Folder for fit.csv."""
 
@@ -146,6 +155,10 @@ class ScaleCommand:
     preset: Preset = "small"
     """The workload; one of its values at a time is varied."""
     overrides: Annotated[Overrides, tyro.conf.OmitArgPrefixes] = field(default_factory=Overrides)
+    gpus: Cards = 1
+    """Cards that train together (DDP), each with a batch of its own: what one of them holds."""
+    shard: bool = False
+    """With --gpus: weights, gradients and optimizer state are spread over the cards (FSDP2)."""
     out: Path = Path("results/scale")
     """Folder for the files."""
 

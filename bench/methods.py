@@ -59,8 +59,12 @@ class Method:
 
     def columns(self) -> dict[str, Any]:
         """As in `runs.csv`."""
-        names = tuple(each.name for each in (*self.within, *self.techniques))
-        return {"network": self.network, "techniques": " ".join(names), "kind": self.kind}
+        names = " ".join(self.technique_names)
+        return {"network": self.network, "techniques": names, "kind": self.kind}
+
+    @property
+    def technique_names(self) -> tuple[str, ...]:
+        return tuple(each.name for each in (*self.within, *self.techniques))
 
     def workload(self, preset: str, overrides: Overrides | None = None) -> Workload:
         """What this method trains on in `preset`; raises UserError where it cannot."""

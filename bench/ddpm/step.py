@@ -113,6 +113,8 @@ class TrainingStep:
         # ‖W‖₂ is a sum over all weights: its gradient, W / ‖W‖₂, is added in closed form, which
         # costs no graph and lets a method free gradients during the backward pass.
         weight_norm = torch.nn.utils.get_total_norm([p.detach() for p in self.parameters])
+        if hasattr(weight_norm, "full_tensor"):  # of the shards of all cards
+            weight_norm = weight_norm.full_tensor()
         loss = loss if share == 1 else loss * share
         self.scaler.scale(loss).backward()
         return loss.detach(), weight_norm

@@ -8,6 +8,7 @@ card.py         the device that they lie on, which follows CUDA's rules
 autocast.py     CUDA's autocast lists, from PyTorch's own header
 attention.py    the attention kernel that a card takes
 own.py          anybody's network, optimizer and loss, unchanged
+cluster.py      one card of several: FSDP2, DDP
 allocator.py    PyTorch's caching allocator, played on paper
 alloc_conf.py   its settings, PYTORCH_ALLOC_CONF
 peaks.py        the command `predict`

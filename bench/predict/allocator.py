@@ -1,11 +1,11 @@
 """What PyTorch's CUDA caching allocator would hold, from the order of allocations and releases.
 
-A model of `c10/cuda/CUDACachingAllocator.cpp` as of PyTorch 2.13, for one stream and no CUDA
-graphs. Its rules:
+A model of `c10/cuda/CUDACachingAllocator.cpp` as of PyTorch 2.13, for no CUDA graphs. Its rules:
 
 - A request is rounded up to 512 bytes.
 - Requests up to 1 MiB come from segments of 2 MiB, requests below 10 MiB from segments of 20 MiB,
-  larger ones get a segment of their own, rounded up to 2 MiB. Small and large are apart.
+  larger ones get a segment of their own, rounded up to 2 MiB. Small and large are apart, and
+  so is each stream.
 - The smallest free block that is large enough is taken, at the lowest address. What it has too
   much is split off and stays free: any rest among the small, more than 1 MiB among the large.
 - A released block joins its free neighbours in the segment. Segments are kept, unless the device
@@ -22,6 +22,7 @@ are too small for a request.
 """
 
 import bisect
+from collections import defaultdict
 from dataclasses import dataclass, field
 
 from .alloc_conf import LARGE_SEGMENT, MIB, ROUND, AllocConf, round_up
@@ -131,7 +132,9 @@ class CachingAllocator:
 
     def __init__(self, capacity: int | None = None, conf: AllocConf | None = None) -> None:
         self.capacity, self.conf = capacity, conf or AllocConf()
-        self._small, self._large = _Blocks(small=True), _Blocks(small=False)
+        self._streams: defaultdict[int, tuple[_Blocks, _Blocks]] = defaultdict(
+            lambda: (_Blocks(small=True), _Blocks(small=False))
+        )
         self._next_address = 0
         self.allocated = self.reserved = 0
         self.peak_allocated = self.peak_reserved = 0
@@ -142,12 +145,13 @@ class CachingAllocator:
     @property
     def free(self) -> int:
         """Bytes held and not given out, by the lists of free blocks."""
-        return sum(size for blocks in (self._small, self._large) for size, _ in blocks.by_size)
+        return sum(size for pair in self._streams.values() for b in pair for size, _ in b.by_size)
 
-    def allocate(self, size: int) -> Block:
+    def allocate(self, size: int, stream: int = 0) -> Block:
         """Raises OutOfMemory if there is no room."""
         size = self.conf.round(size)
-        blocks = self._small if size <= SMALL_REQUEST else self._large
+        small, large = self._streams[stream]
+        blocks = small if size <= SMALL_REQUEST else large
         block = self._best_fit(blocks, size) or self._more(blocks, size)
         if self._is_split(blocks, size, block.size - size):
             blocks.add(block.split(size))
@@ -302,7 +306,9 @@ class CachingAllocator:
 
     def empty_cache(self) -> None:
         """Give back every segment, or page, that is wholly free."""
-        for blocks in (self._large, self._small):
+        for blocks in (
+            blocks for small, large in self._streams.values() for blocks in (large, small)
+        ):
             for block in list(blocks.at.values()):
                 if self.conf.expandable_segments:
                     self._unmap(block)
@@ -335,10 +341,11 @@ class CachingAllocator:
             return
         goal = int(threshold * self.capacity)
         while self.reserved > goal and not self.conf.expandable_segments:
-            whole = [b for b in self._large.at.values() if b.is_whole_segment]
+            large = [blocks for _, blocks in self._streams.values()]
+            whole = [b for blocks in large for b in blocks.at.values() if b.is_whole_segment]
             if not whole:
                 return
-            ages = [self._large.searches - block.free_since for block in whole]
+            ages = [block.blocks.searches - block.free_since for block in whole]
             average = sum(ages) / len(ages)
             for block, age in zip(whole, ages, strict=True):
                 if age >= average:

@@ -168,6 +168,10 @@ class _Module:
     def current_device(self) -> int:
         return 0
 
+    # Of no effect, but that a probe sees which is the current one.
+    Stream, Event = torch.cpu.Stream, torch.cpu.Event
+    stream, current_stream = staticmethod(torch.cpu.stream), staticmethod(torch.cpu.current_stream)
+
     def get_amp_supported_dtype(self) -> list[torch.dtype]:
         return [torch.float16, torch.bfloat16, torch.float32]
 

@@ -137,7 +137,7 @@ class FaithfulFakeMode(FakeTensorMode):
         if func in _IN_PLACE and not kwargs.keys() - {"alpha", "value"} and self._is_simple(args):
             vars(args[0]).pop("_known", None)
             return args[0]
-        if func is _ITEM and args[0].constant is None:
+        if func is _ITEM and isinstance(args[0], FakeTensor) and args[0].constant is None:
             return self._assumed(args[0])
         if func is attention.ATTENTION and args[0].device.type != "cpu":
             return attention.attend(*args, **kwargs)  # arrives whole under inference mode

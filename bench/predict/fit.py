@@ -16,6 +16,7 @@ from ..records.rows import Fit, setting_columns
 from ..report.grid import Cell, Grid, for_terminal
 from ..sizes import Shape, parse_size, show_shape, show_size, show_volume
 from .alloc_conf import AllocConf, alloc_conf_text, parse_alloc_conf
+from .cluster import in_words, refuse_what_cannot_be, spread_columns
 from .gpus import find_gpu
 from .parallel import in_processes
 from .peaks import NOT_MODELLED, open_folder
@@ -42,6 +43,9 @@ class Question:
     """PYTORCH_ALLOC_CONF; "": what fits by default, and what with expandable segments."""
     sampling: bool = False
     """Volumes are drawn, and nothing trains."""
+    gpus: int = 1
+    shard: bool = False
+    """As in `bench.predict.cluster`; memory, batch and cube are those of one card."""
 
     def alone(self, shape: Shape) -> Workload:
         """One volume of this shape; UserError where the method cannot be."""
@@ -63,12 +67,17 @@ def run_fit(command: FitCommand, console: Console) -> int:
     questions = []
     for method in find_methods(command.models):
         overrides = seen_whole(method, preset, given) if sampling else given
-        questions.append(Question(method.name, preset, overrides, limit, margin, conf, sampling))
+        gpus, shard = command.gpus, command.shard
+        refuse_what_cannot_be(gpus, shard, method.name, method.technique_names, sampling=sampling)
+        questions.append(
+            Question(method.name, preset, overrides, limit, margin, conf, sampling, gpus, shard)
+        )
         method.workload(preset, overrides)  # what is wrong with it is said before the long part
     open_folder(command.out)
     with console.status("Predicting"):
         fits = list(in_processes(answer, questions))
-    console.print(for_terminal(_grid(fits, memory, margin)))
+    kept = f"{show_size(margin)} kept free" + in_words(command.gpus, command.shard)
+    console.print(for_terminal(_grid(fits, memory, kept)))
     path = command.out / "fit.csv"
     write_rows(path, Fit, fits)
     for line in what_fits_instead(fits):
@@ -96,7 +105,10 @@ def answer(question: Question) -> Fit:
 
     @cache
     def predicted(work: Workload) -> Prediction:
-        return predict_method(method, work, sampling=question.sampling, count_forward=False)
+        return predict_method(
+            method, work, sampling=question.sampling, count_forward=False,
+            gpus=question.gpus, shard=question.shard,
+        )  # fmt: skip
 
     def needs(work: Workload) -> int:
         return predicted(work).cuda_pool.peak_allocated
@@ -144,6 +156,7 @@ def answer(question: Question) -> Fit:
     return Fit(
         **method.columns(),
         **settings,
+        **spread_columns(question.gpus, question.shard),
         memory_bytes=question.limit + question.margin,
         margin_bytes=question.margin,
         method=question.method,
@@ -199,7 +212,7 @@ def _memory(command: FitCommand) -> tuple[int, int]:
     return memory, memory
 
 
-def _grid(fits: list[Fit], memory: int, margin: int) -> Grid:
+def _grid(fits: list[Fit], memory: int, kept: str) -> Grid:
     verb = "can be drawn" if any(fit.sampling for fit in fits) else "trains"
     rows = []
     for fit in fits:
@@ -217,7 +230,7 @@ def _grid(fits: list[Fit], memory: int, margin: int) -> Grid:
             )
         )
     return Grid(
-        "Fit", f"What {verb} in {show_size(memory)}, {show_size(margin)} kept free",
+        "Fit", f"What {verb} in {show_size(memory)}, {kept}",
         ("method", "kind", "volume", "largest batch", "needs", "largest volume, batch 1", "needs"),
         tuple(rows),
     )  # fmt: skip

@@ -50,7 +50,7 @@ class Twins:
 
     def of(self, tensor: Tensor, device: torch.device | None = None) -> Tensor:
         """The twin of a tensor; a fake one is its own."""
-        if isinstance(tensor, FakeTensor):
+        if isinstance(tensor, FakeTensor) or isinstance(_local(tensor), FakeTensor):
             return tensor
         known = self._known.get(id(tensor))
         if known is None or known[0]() is not tensor:
@@ -89,6 +89,11 @@ class Twins:
         meta = torch.empty(0, dtype=tensor.dtype, device="meta")
         meta.set_(self._storages[key], tensor.storage_offset(), tensor.size(), tensor.stride())  # type: ignore[call-overload]
         return FakeTensor(self.mode, meta, device)
+
+
+def _local(tensor: Tensor) -> Any:
+    """The share that a DTensor has of a whole one; None of others."""
+    return getattr(tensor, "_local_tensor", None)
 
 
 @contextmanager
@@ -157,7 +162,7 @@ _WRAPPERS: dict[type[nn.Module], tuple[str, str]] = {
     nn.parallel.DistributedDataParallel: (
         "module",
         "DistributedDataParallel: predicted without its buckets, which take as many bytes as the "
-        "gradients unless gradient_as_bucket_view=True",
+        "gradients unless gradient_as_bucket_view=True; gpus=N predicts them",
     ),
 }
 """Modules around a network that change how it runs: where it is, and what a prediction says."""
@@ -261,6 +266,11 @@ def errors_in_a_line() -> Iterator[None]:
             raise UserError(
                 f"tensors on the card and on the CPU meet ({last_line(error)}): on a card the "
                 "network and the loss must make theirs with device='cuda' or that of the batch"
+            ) from error
+        if "DTensor" in text or "placement" in text:
+            raise UserError(
+                f"shares of weights are taken for whole ones ({last_line(error)}), by an optimizer "
+                "or outside of a forward pass; shard=lambda network: [modules] says what to shard"
             ) from error
         no_values = ("not supported for tensor subclasses", "data pointer", "data_ptr")
         if any(each in text for each in no_values):

@@ -21,6 +21,7 @@ from ..records.rows import Instant, Record, setting_columns
 from ..report.grid import Cell, Grid, for_terminal
 from ..sizes import GIB, show_volume
 from .alloc_conf import alloc_conf_text, parse_alloc_conf
+from .cluster import in_words, refuse_what_cannot_be, spread_columns
 from .prediction import Prediction, predict_method, seen_whole
 
 Row = tuple[Method, Workload, Prediction]
@@ -41,10 +42,15 @@ NOT_ON_CPU = (
 
 def run_predict(command: PredictCommand, console: Console) -> int:
     """Exit status 0; UserError before anything is predicted."""
+    gpus, shard = command.gpus, command.shard
     chosen = [
         (method, method.workload(command.preset, _overrides(method, command)))
         for method in find_methods(command.models)
     ]
+    for method, _ in chosen:
+        refuse_what_cannot_be(
+            gpus, shard, method.name, method.technique_names, sampling=command.sampling
+        )
     conf = alloc_conf_text(command.alloc_conf)
     parse_alloc_conf(conf)
     open_folder(command.out)
@@ -53,8 +59,9 @@ def run_predict(command: PredictCommand, console: Console) -> int:
         for method, work in chosen:
             with console.status(f"Predicting {method.name}"):
                 prediction = predict_method(
-                    method, work, device=command.device, sampling=command.sampling
-                )
+                    method, work, device=command.device, sampling=command.sampling,
+                    gpus=gpus, shard=shard,
+                )  # fmt: skip
                 rows.append((method, work, prediction))
         gc.freeze()
     path = command.out / "runs.csv"
@@ -72,6 +79,7 @@ def run_predict(command: PredictCommand, console: Console) -> int:
     cuda = command.device == "cuda"
     reserved = [row.peak_reserved_bytes or 0 for row in records] if cuda else []
     step = "step of drawing volumes" if command.sampling else "training step"
+    step += in_words(gpus, shard)
     console.print(for_terminal(_grid(rows, reserved, step)))
     for method, _, prediction in rows:
         say(console, f"{method.name}: peak in the {prediction.peak}.")
@@ -105,6 +113,7 @@ def record(row: Row, command: PredictCommand) -> Record:
         sampling=command.sampling or None,
         **method.columns(),
         **setting_columns(work, training),
+        **spread_columns(command.gpus, command.shard),
     )
     found.take(prediction.columns())
     if command.device == "cuda":

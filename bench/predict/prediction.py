@@ -34,6 +34,7 @@ from ..sizes import show_size
 from .alloc_conf import AllocConf
 from .allocator import Block, CachingAllocator, OutOfMemory, Pool
 from .card import on_card
+from .cluster import Cluster, Units, gathered, refuse_what_cannot_be
 from .fake import FaithfulFakeMode, faking
 from .own import AllOptimizers, Twins, errors_in_a_line, exchanged, inside, meeting, unwrapped
 
@@ -175,6 +176,8 @@ def predict(
     *,
     step: Callable[[nn.Module, Any, Any], Any] | None = None,
     device: Device = "cuda",
+    gpus: int = 1,
+    shard: bool | Units = False,
     preset: str = "paper",
     **overrides: Any,
 ) -> Prediction:
@@ -197,6 +200,11 @@ def predict(
         step: `step(network, batch, optimizer)`, a whole training step in place of zero_grad,
             loss, backward and step: accumulation, a GradScaler, clipping, two losses.
         device: "cuda": what a card needs, by CUDA's rules; "cpu": what this processor needs.
+        gpus: cards that train together, each on such a batch; the prediction is of one of them.
+            Under DistributedDataParallel with its defaults, unless there is
+        shard: FSDP2 (`fully_shard`) of every member of the network's lists of modules (ModuleList,
+            ModuleDict), or of the modules that the network's `shard_units()` returns, and of the
+            whole. Or a function from the network to those modules.
         preset: with a name: the workload (`bench.presets`).
         overrides: with a name: values of the workload (fields of `bench.presets.Overrides`), such
             as `batch_size=8`.
@@ -212,14 +220,15 @@ def predict(
         from ..methods import find_methods
 
         (method,) = find_methods([network])
-        return predict_method(
-            method, method.workload(preset, Overrides(**overrides)), device=device
-        )
+        work = method.workload(preset, Overrides(**overrides))
+        return predict_method(method, work, device=device, gpus=gpus, shard=shard)
     if batch is None:
         raise TypeError("predict(network, batch, optimizer): a network of your own needs a batch")
     if overrides:
         raise TypeError(f"{', '.join(overrides)}: only for a method, given by its name")
-    return _predict_own(network, batch, optimizer, loss or mean_square, step, device)
+    refuse_what_cannot_be(gpus, shard, sampling=optimizer is None and step is None)
+    cluster = Cluster(gpus, shard)
+    return _predict_own(network, batch, optimizer, loss or mean_square, step, device, cluster)
 
 
 def predict_method(
@@ -230,23 +239,41 @@ def predict_method(
     device: Device = "cuda",
     sampling: bool = False,
     count_forward: bool = True,
+    gpus: int = 1,
+    shard: bool | Units = False,
 ) -> Prediction:
     """The second step of `method` (`bench.methods.Method`) on `work`.
 
     With `sampling` it is a step of eq. (7) instead, without gradients, on whole volumes. Without
-    `count_forward` there are no `flops_forward`, and a tenth of the time is saved.
+    `count_forward` there are no `flops_forward`, and a tenth of the time is saved. `gpus` and
+    `shard` are as in `predict`.
     """
+    refuse_what_cannot_be(gpus, shard, method.name, method.technique_names, sampling=sampling)
     if sampling:
         return _predict_sampling(method, work, device, count_forward)
-    mode = FaithfulFakeMode()
-    with _ieee(), _on(device, mode) as where, faking(mode):
+    mode, cluster = FaithfulFakeMode(), Cluster(gpus, shard)
+    with ExitStack() as stack:
+        stack.enter_context(_ieee())
+        where = stack.enter_context(_on(device, mode))
+        stack.enter_context(cluster.joined(where))
+        stack.enter_context(faking(mode))
         with where:
             network = method.build(work)
+        stack.enter_context(cluster.sharded(network))
         step = TrainingStep(network, work, training, where)
         make_state(step.optimizer)
         shape = (work.batch_size, len(work.modality), *work.volume)
         batch = moved(step.cut(torch.empty(shape)), where)  # a card need not see whole volumes
-        probe = StepProbe(network, step.optimizer, where, tensors_in(batch))
+        step.network = cluster.replicated(network)
+        if gpus > 1:  # the first makes what is gathered into, and the buckets
+            step(batch)
+        probe = StepProbe(
+            network,
+            step.optimizer,
+            where,
+            [*tensors_in(batch), *cluster.buckets()],
+            gathered(network),
+        )
         cost = _watched(step, batch, probe)
         if count_forward:
             x_t, t, _, keywords = step.noised(batch)
@@ -321,13 +348,15 @@ def simulate_cuda_allocator(
         for change in before:
             part = change.storage.part  # gradients are made, and remade, in the steps
             if part is not Part.GRADIENT and (part is Part.OPTIMIZER) == optimizer:
-                allocator.allocate(change.nbytes)
+                allocator.allocate(change.nbytes, change.storage.stream)
 
     def run_step() -> Iterable[Block]:
         blocks = {}
         for change in step:
             if change.nbytes > 0:
-                blocks[id(change.storage)] = allocator.allocate(change.nbytes)
+                blocks[id(change.storage)] = allocator.allocate(
+                    change.nbytes, change.storage.stream
+                )
             elif change.nbytes < 0:
                 allocator.release(blocks.pop(id(change.storage)))
         return blocks.values()  # the gradients
@@ -384,12 +413,19 @@ class _OwnStep:
 
 
 def _predict_own(
-    network: Any, batch: Any, optimizer: Any, loss: Loss, step: Any, device: Device
+    network: Any,
+    batch: Any,
+    optimizer: Any,
+    loss: Loss,
+    step: Any,
+    device: Device,
+    cluster: Cluster,
 ) -> Prediction:
     # Constants that a forward pass takes from elsewhere are real; they count as "other".
     mode = FaithfulFakeMode(allow_non_fake_inputs=True)
     with ExitStack() as stack:
         where = stack.enter_context(_on(device, mode))
+        stack.enter_context(cluster.joined(where))
         twins = Twins(mode, where)
         stack.enter_context(errors_in_a_line())
         if not isinstance(network, nn.Module):
@@ -411,14 +447,18 @@ def _predict_own(
         parameters = stack.enter_context(exchanged(twins, network, optimizers))
         stack.enter_context(faking(mode))
         stack.enter_context(meeting(twins))
-        whole = _with_parameters(inside(network, mode.assumptions.append), parameters)
-        own = step and (lambda: step(network, batch, given))
-        once = _OwnStep(network, optimizers, loss, own)
+        bare = inside(network, mode.assumptions.append)
+        parameters = stack.enter_context(cluster.spread(bare, parameters, optimizers))
+        whole = _with_parameters(bare, parameters)
+        called = network if cluster.shard else cluster.replicated(network)
+        own = step and (lambda: step(called, batch, given))
+        once = _OwnStep(called, optimizers, loss, own)
         holders: Any = AllOptimizers(optimizers)
         if optimizers or step:
             with holders.noticing():
                 once(batch)
-        probe = StepProbe(whole, holders, where, tensors_in(batch))
+        others = [*tensors_in(batch), *cluster.buckets()]
+        probe = StepProbe(whole, holders, where, others, gathered(bare))
         cost = _watched(once, batch, probe)
         if step is None:
             cost.flops_forward = dispatched_forward_flops(lambda: loss(network, batch))

@@ -16,6 +16,7 @@ from ..records.files import read_table, write_rows
 from ..records.rows import Point, Slope, setting_columns
 from ..report.grid import Cell, Grid, for_terminal
 from ..sizes import show_size
+from .cluster import in_words, refuse_what_cannot_be, spread_columns
 from .parallel import in_processes
 from .peaks import open_folder
 from .prediction import predict_method
@@ -29,10 +30,13 @@ AXES = {
 
 
 def run_scale(command: ScaleCommand, console: Console) -> int:
+    methods, spread = find_methods(command.models), (command.gpus, command.shard)
+    for method in methods:
+        refuse_what_cannot_be(*spread, method.name, method.technique_names)
     open_folder(command.out)
     jobs = [
-        (method.name, command.preset, axis, value, work)
-        for method in find_methods(command.models)
+        (method.name, command.preset, axis, value, work, *spread)
+        for method in methods
         for axis in AXES
         for value, work in sweep(method.name, axis, command)
     ]
@@ -47,7 +51,7 @@ def run_scale(command: ScaleCommand, console: Console) -> int:
 
     points_table, slopes_table = read_table(paths[0], Point), read_table(paths[1], Slope)
     paths += write_scaling(points_table, slopes_table, command.out)
-    console.print(for_terminal(_grid(slopes)))
+    console.print(for_terminal(_grid(slopes, in_words(*spread))))
     for path in paths:
         say(console, f"  {path}")
     return 0
@@ -71,13 +75,14 @@ def sweep(name: str, axis: str, command: ScaleCommand) -> list[tuple[int, Worklo
     return found
 
 
-def predict_point(job: tuple[str, str, str, int, Workload]) -> Point:
-    name, preset, axis, value, work = job
-    prediction = predict_method(METHODS[name], work, count_forward=False)
+def predict_point(job: tuple[str, str, str, int, Workload, int, bool]) -> Point:
+    name, preset, axis, value, work, gpus, shard = job
+    prediction = predict_method(METHODS[name], work, count_forward=False, gpus=gpus, shard=shard)
     parts: dict[str, Any] = {f"{part}_bytes": n for part, n in prediction.parts.items()}
     return Point(
         **METHODS[name].columns(),
         **setting_columns(work),
+        **spread_columns(gpus, shard),
         method=name,
         preset=preset,
         axis=axis,
@@ -117,7 +122,7 @@ def fit_slopes(points: Sequence[Point]) -> list[Slope]:
     return slopes
 
 
-def _grid(slopes: Sequence[Slope]) -> Grid:
+def _grid(slopes: Sequence[Slope], where: str) -> Grid:
     rows = [
         (
             Cell(slope.method),
@@ -128,6 +133,6 @@ def _grid(slopes: Sequence[Slope]) -> Grid:
         for slope in slopes
     ]
     return Grid(
-        "Slopes", "Bytes per unit, by least squares: peak, and what is stored for backward",
+        "Slopes", f"Bytes per unit, by least squares: peak, and what is stored for backward{where}",
         ("method", "kind", "per", "peak", "stored", "furthest from the line"), tuple(rows),
     )  # fmt: skip

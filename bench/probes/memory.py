@@ -46,6 +46,8 @@ class Storage:
     """The operator that made it; empty if it was there before the step."""
     layer: str = ""
     """The layer that was running, where someone names layers (`bench.probes.cost`)."""
+    stream: int = 0
+    """Of a fake card, where FSDP has streams of its own; 0 is the default one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +69,7 @@ class MemoryProbe(TorchDispatchMode):
         optimizer: whose state is; it must exist, so step once before.
         device: only storages there count.
         others: tensors that live through the step beside those (the batch).
+        gathered: whole weights whose storages FSDP fills from all cards, and empties.
     """
 
     @classmethod
@@ -79,12 +82,14 @@ class MemoryProbe(TorchDispatchMode):
         optimizer: torch.optim.Optimizer,
         device: torch.device | str,
         others: Iterable[Tensor] = (),
+        gathered: Iterable[Tensor] = (),
     ) -> None:
         super().__init__()
         self.network = network
         self.optimizer = optimizer
         self.device_type = torch.device(device).type
         self.others = list(others)
+        self.gathered = list(gathered)
         self.changes: list[Change] = []
         self.operators: list[str] = []
         self.layer = ""
@@ -96,7 +101,7 @@ class MemoryProbe(TorchDispatchMode):
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
 
     def start(self) -> None:
-        self._follow_all(self.network.parameters(), Part.PARAMETER)
+        self._follow_all([*self.network.parameters(), *self.gathered], Part.PARAMETER)
         self._follow_all(_gradients(self.network), Part.GRADIENT)
         self._follow_all(optimizer_tensors(self.optimizer), Part.OPTIMIZER)
         self._follow_all([*self.network.buffers(), *self.others], Part.OTHER)
@@ -105,7 +110,7 @@ class MemoryProbe(TorchDispatchMode):
         # and frees it in the backward pass, before anyone could look at `.grad`.
         self._hooks = [
             parameter.register_hook(self._mark_gradient)
-            for parameter in self.network.parameters()
+            for parameter in (*self.network.parameters(), *self.gathered)
             if parameter.requires_grad
         ]
         self._watch_resizing()
@@ -198,7 +203,7 @@ class MemoryProbe(TorchDispatchMode):
                 if tensor.device.type == "cpu" and part is not Part.OTHER:
                     self._follow_on_host(storage)
                 continue
-            entry = Storage(storage.nbytes(), part, operator, self.layer)
+            entry = Storage(storage.nbytes(), part, operator, self.layer, _stream())
             self._live[key] = entry
             self._record(entry, entry.nbytes)
             self._finalizers.append(weakref.finalize(storage, self._release, key))
@@ -211,6 +216,8 @@ class MemoryProbe(TorchDispatchMode):
             result = probe._resize(storage, size)
             entry = probe._live.get(id(storage))
             if entry is not None and entry.nbytes != size:
+                # What was empty before the step is filled in it.
+                entry.operator = entry.operator or ("" if entry.nbytes else "resize_")
                 probe._record(entry, -entry.nbytes)
                 probe._record(entry, size)
                 entry.nbytes = size
@@ -244,7 +251,8 @@ class MemoryProbe(TorchDispatchMode):
     def _storages(self, tensor: Tensor) -> list[torch.UntypedStorage]:
         if _is_wrapper(type(tensor)):  # 8-bit optimizer state, say
             inner = (getattr(tensor, name) for name in tensor.__tensor_flatten__()[0])  # type: ignore[attr-defined]
-            return [storage for each in inner for storage in self._storages(each)]
+            tensors = [each for each in inner if isinstance(each, Tensor)]  # a mesh is none
+            return [storage for each in tensors for storage in self._storages(each)]
         return [tensor.untyped_storage()] if tensor.layout is torch.strided else []
 
 
@@ -307,6 +315,11 @@ def tensors_in(value: Any) -> list[Tensor]:
         elif isinstance(element, (tuple, list, dict)):
             found += tensors_in(element)
     return found
+
+
+def _stream() -> int:
+    current = torch.cpu.current_stream()
+    return 0 if current is torch.cpu._default_cpu_stream else id(current)
 
 
 @cache

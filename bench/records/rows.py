@@ -69,6 +69,16 @@ class Way:
 
 
 @dataclass(kw_only=True)
+class Spread:
+    """How a predicted training is spread over cards; empty: there is one."""
+
+    gpus: int | None = None
+    """Cards, each with `batch_size` of its own; the bytes are those of one."""
+    shard: bool | None = None
+    """Whether each has a share of weights, gradients and optimizer state (FSDP2), or all (DDP)."""
+
+
+@dataclass(kw_only=True)
 class Setting(Way, Work):
     """All that can be typed and changes a number."""
 
@@ -280,7 +290,7 @@ class _Trial:
 @dataclass(kw_only=True)
 class Record(
     Polling, CardState, Host, Temperature, Carbon, Flops, Pool, Peak, Times, Measurement,
-    Setting, Ending, _Trial,
+    Setting, Spread, Ending, _Trial,
 ):  # fmt: skip
     """The row that a trial leaves in `runs.csv`; a prediction has the same columns."""
 
@@ -465,7 +475,7 @@ class Score:
 
 
 @dataclass(kw_only=True)
-class Fit(Way, Work):
+class Fit(Way, Spread, Work):
     """What of a method trains in so much memory, in `fit.csv`. `volume` is of the preset."""
 
     memory_bytes: int
@@ -498,7 +508,7 @@ class Fit(Way, Work):
 
 
 @dataclass(kw_only=True)
-class Point(Way, Work):
+class Point(Way, Spread, Work):
     """One prediction of a sweep, in `scale.csv`. Bytes at the peak, but for `stored_bytes`."""
 
     method: str

@@ -337,6 +337,11 @@ class IDM(nn.Module):
             return embedding
         return embedding + self.classes(_one_a_sample("class_labels", class_labels, x))
 
+    def shard_units(self) -> list[nn.Module]:
+        """What FSDP may gather and free one by one: layers whose weights nothing else reads."""
+        kinds = AdditiveCoupling, InvertibleAttention
+        return [layer for layer in self.body.values() if isinstance(layer, kinds)]
+
     def accumulate_at_once(self) -> None:
         """Let gradients of F reach `.grad` one by one, for an optimizer that uses them up there."""
         self._accumulate_at_once(self.wiring)
