@@ -12,6 +12,7 @@ from .presets import (
     Cards,
     Count,
     Decay,
+    Guidance,
     Hertz,
     Minutes,
     Overrides,
@@ -104,6 +105,9 @@ class PredictCommand:
     expandable_segments:True; None: those of that variable."""
     sampling: bool = False
     """Drawing volumes in place of training: a step of eq. (7), without gradients, on whole ones."""
+    guidance: Guidance = 1.0
+    """With --sampling and --condition: classifier-free guidance, which asks for each volume twice
+    in a batch; 1 for none."""
     gpus: Cards = 1
     """Cards that train together (DDP), each with a batch of its own: what one of them holds."""
     shard: bool = False
@@ -138,6 +142,8 @@ class FitCommand:
     expandable_segments:True; None: those of that variable."""
     sampling: bool = False
     """What can be drawn, in place of what trains: without gradients, whole volumes."""
+    guidance: Guidance = 1.0
+    """As for `predict`."""
     gpus: Cards = 1
     """Cards that train together (DDP), each with a batch of its own: what one of them holds."""
     shard: bool = False
@@ -289,6 +295,9 @@ class QualityCommand:
     networks trained for minutes only; ddim: without added noise, in --sampler-steps, clamped."""
     sampler_steps: Count | None = None
     """Steps of ddpm-clipped, ddpm-mean and ddim, up to 2,000; None: 250, for ddim 50."""
+    guidance: Guidance = 1.0
+    """Classifier-free guidance of the samples: 3 draws them towards their condition, 1 for none.
+    It needs a training with --drop-condition."""
     tensorboard: bool = False
     """Also write the learning curve for TensorBoard."""
     out: Path = Path("results")
@@ -323,6 +332,10 @@ class SampleCommand:
     """As for `quality`: ddpm, ddpm-clipped, ddpm-mean or ddim."""
     sampler_steps: Count | None = None
     """Steps of ddpm-clipped, ddpm-mean and ddim, up to 2,000; None: 250, for ddim 50."""
+    guidance: Guidance = 1.0
+    """As for `quality`."""
+    condition_from: Literal["val", "test", "train"] = "val"
+    """Of a conditional network: the part of the data whose conditions are drawn from, in turn."""
     seed: Seed = 0
     """Seed of the noise."""
     device: str = "auto"

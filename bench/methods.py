@@ -5,7 +5,9 @@ network or a technique: one file, and one line here.
 
 The file of a network offers `build(*, in_channels, channels, couplings) -> nn.Module`, the network
 `eps = network(x_t, t)` of shapes (B, C, D, H, W), (B,) int64 -> (B, C, D, H, W), and `PUBLISHED`,
-its authors' setting (keys of `bench.presets.Workload`). What a network may offer beside `forward`,
+its authors' setting (keys of `bench.presets.Workload`). For a condition `build` takes
+`out_channels`, those of the image, which come first; for class labels `num_class_embeds`, and the
+network `class_labels=`. What a network may offer beside `forward`,
 the training step uses (`bench/ddpm/step.py`). What a technique's file offers: `ddpm/technique.py`.
 Neither imports anything of this package.
 
@@ -90,8 +92,9 @@ class Method:
                 f"--models {self.name}: fp16 scales the gradients, which only AdamW undoes; "
                 "use bf16"
             )
-        if "+" in self.name and (
-            why := _refusal(self.name, work.channels, work.couplings, len(work.modality))
+        of_others = "+" in self.name or work.is_conditional
+        if of_others and (
+            why := _refusal(self.name, replace(work, volume=Shape(1), patch=Shape(1)))
         ):
             raise UserError(f"--models {self.name}: {why}")
         return work
@@ -102,9 +105,13 @@ class Method:
         for technique in self.techniques:
             if technique.build is not None:
                 build = partial(technique.build, build)
+        given: dict[str, Any] = {"out_channels": len(work.modality)} if work.condition else {}
+        if work.classes:
+            given["num_class_embeds"] = work.classes + 1  # the last one stands for none
         network = build(
-            in_channels=len(work.modality), channels=work.channels, couplings=work.couplings
-        ).train()
+            in_channels=work.shown_channels, channels=work.channels, couplings=work.couplings,
+            **given,
+        ).train()  # fmt: skip
         network.techniques = self.techniques  # type: ignore[assignment]
         return network
 
@@ -270,18 +277,17 @@ def _import(name: str, module: str) -> Any:
 
 
 @cache
-def _refusal(name: str, channels: tuple[int, ...], couplings: int, in_channels: int) -> str | None:
-    """Why these techniques have nothing to do with this network; None where they have.
+def _refusal(name: str, work: Workload) -> str | None:
+    """Why this network cannot have these techniques, or a condition; None where it can.
 
     It is built, on fake tensors.
     """
     from torch._subclasses import FakeTensorMode
 
-    work = Workload(Shape(1), Shape(1), 1, channels, couplings, "fp32", ("t1",) * in_channels)
     try:
         with FakeTensorMode():
             METHODS[name].build(work)
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         return str(error)
     return None
 

@@ -24,8 +24,11 @@ SecondsOr0 = Annotated[float, Interval(ge=0, le=31_536_000)]
 Hertz = Annotated[float, Interval(gt=0, le=1000)]
 Weight = Annotated[float, Interval(ge=0, le=1e9)]
 Decay = Annotated[float, Interval(ge=0, lt=1)]
+Share = Annotated[float, Interval(ge=0, le=1)]
+Guidance = Annotated[float, Interval(ge=0, le=1000)]
 
 Precision = Literal["fp32", "bf16", "fp16"]
+Target = Literal["eps", "v", "x0"]
 Sampler = Literal["ddpm", "ddpm-clipped", "ddpm-mean", "ddim"]
 
 
@@ -47,6 +50,14 @@ class Workload:
     """fp32, or the 16-bit type of autocast; weights are float32 in either case."""
     modality: tuple[str, ...] = ("t1",)
     """MRI contrasts, one channel each."""
+    condition: tuple[str, ...] = ()
+    """Channels after those, which the network is shown as they are."""
+    classes: CountOr0 = 0
+    """Class labels that a volume may have; 0: it has none."""
+    drop_condition: Share = 0.0
+    """Of the volumes of a training, the share that is shown without condition and label."""
+    target: Target = "eps"
+    """What the network predicts (`bench.ddpm.diffusion`)."""
     micro_batch: Count | None = None
     """Volumes that pass through the network at a time (`accumulate`); None: the whole batch."""
     offload_bytes: Bytes | None = None
@@ -56,6 +67,15 @@ class Workload:
 
     def __post_init__(self) -> None:
         _make_shapes(self)
+
+    @property
+    def shown_channels(self) -> int:
+        """Of the image and of the condition."""
+        return len(self.modality) + len(self.condition)
+
+    @property
+    def is_conditional(self) -> bool:
+        return bool(self.condition or self.classes)
 
 
 @dataclass(frozen=True)
@@ -122,6 +142,12 @@ class Overrides:
     """fp32; bf16 or fp16, 16-bit autocast."""
     modality: tuple[Literal["t1", "t2"], ...] | None = None
     """MRI contrasts: t1, t2, or both."""
+    condition: tuple[str, ...] | None = None
+    """What the network is given beside the noise, a channel each: another contrast, a mask."""
+    target: Target | None = None
+    """What the network predicts: eps, the noise; x0, the volume; v, a mixture of both."""
+    drop_condition: Share | None = None
+    """Share of the training volumes that are shown without their condition, for guidance."""
     micro_batch: Count | None = None
     """Volumes at a time, for `accumulate`; None: 1."""
     offload_bytes: Bytes | None = None
@@ -193,6 +219,19 @@ def workload(
             f"give --patch {work.volume} or less"
         )
     return replace(work, channels=tuple(work.channels))
+
+
+def check_guidance(guidance: float, work: Workload, trained: bool = True) -> None:
+    """UserError where there is no condition, or a trained network was never without it."""
+    if guidance == 1:
+        return
+    if not work.is_conditional:
+        raise UserError(f"--guidance {guidance:g}: there is no condition; give --condition")
+    if trained and not work.drop_condition:
+        raise UserError(
+            f"--guidance {guidance:g}: it asks a network without its condition, too; train with "
+            "--drop-condition 0.1"
+        )
 
 
 def check_ranges(settings: Any) -> None:

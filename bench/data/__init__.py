@@ -32,6 +32,7 @@ def open_source(
     seed: int = 0,
     subjects: int | None = None,
     content: Shape | int | None = None,
+    condition: tuple[str, ...] = (),
 ) -> Source:
     """The source called `name`, ready to be indexed.
 
@@ -44,6 +45,8 @@ def open_source(
         seed: draws the phantoms; the other sources do not depend on it.
         subjects: at most this many; by default all, of phantom 32 up to 64³ and fewer above.
         content: shape of the data, which has zeros around it up to `volume`; None: `volume`.
+        condition: what a network is given, channels after those of the modalities: other contrasts,
+            of phantom also `seg`, a mask of each tissue.
 
     Raises:
         UserError: a name, flag or file that cannot be used, in one line.
@@ -60,6 +63,8 @@ def open_source(
         raise UserError(f"--subjects {subjects}: at least one subject is needed")
     if not modality or len(set(modality)) != len(modality):
         raise UserError(f"--modality {' '.join(modality) or '(none)'}: name each modality once")
+    if len({*modality, *condition}) < len(modality) + len(condition):
+        raise UserError(f"--condition {' '.join(condition)}: each once, and no modality")
 
     if name not in SOURCES:
         near = difflib.get_close_matches(name, SOURCES, n=1)
@@ -70,14 +75,19 @@ def open_source(
     if name == "phantom":
         from .phantom import Phantom
 
-        source: Source = Phantom(modality, content, seed, subjects)
+        source: Source = Phantom(modality, content, seed, subjects, condition)
     elif name == "brats":
         from .brats import BraTS
 
-        source = BraTS(data_dir, modality, content, subjects)
+        source = BraTS(data_dir, (*modality, *condition), content, subjects)
+        source.channels, source.condition = modality, condition
     else:
         from .medmnist import SynapseMNIST3D
 
+        if condition:
+            raise UserError(
+                f"--condition {condition[0]}: SynapseMNIST3D has nothing beside its image"
+            )
         source = SynapseMNIST3D(data_dir, content, subjects)
     source.volume = volume
     return source

@@ -1,7 +1,7 @@
 """The order in which volumes are trained on, and the batches that follow from it."""
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -20,22 +20,37 @@ def iterate_batches(
     work: Workload,
     seed: int,
     device: torch.device,
-    cut: Callable[[Tensor], Any] = lambda whole: whole,
+    cut: Callable[..., Any] = lambda whole, labels: whole,
+    labels: Sequence[int] = (),
 ) -> Iterator[Any]:
-    """Batches (B, C, D, H, W) float32 for ever: all volumes in a new random order each epoch.
+    """Batches (B, C + K, D, H, W) float32 for ever: all volumes in a new random order each epoch.
 
     For a card the next batch is cut and pinned by another thread meanwhile, so that what a step
     waits for is its way to the card.
 
     Args:
-        cut: what of whole volumes, on the host, goes to the device: a tensor, or a tree of tensors.
+        cut: what of whole volumes and their labels, on the host, goes to the device: a tensor, or a
+            tree of tensors.
+        labels: a class label for each of `volumes`; empty: they have none.
     """
     host = (
-        pinned(cut(torch.from_numpy(np.stack([volumes[i] for i in chosen]))), device)
+        pinned(cut(whole(volumes, chosen), labels_of(labels, chosen)), device)
         for chosen in iterate_order(len(volumes), work.batch_size, seed)
     )
     for batch in prefetched(host) if device.type == "cuda" else host:
         yield moved(batch, device)
+
+
+def whole(volumes: np.ndarray, chosen: Sequence[int]) -> Tensor:
+    """Some of (N, C, D, H, W), on the host."""
+    return torch.from_numpy(np.stack([volumes[index] for index in chosen]))
+
+
+def labels_of(
+    labels: Sequence[int], chosen: Sequence[int], device: torch.device | None = None
+) -> Tensor | None:
+    """The class labels of some volumes, (B,) int64; None where they have none."""
+    return torch.tensor([labels[index] for index in chosen], device=device) if labels else None
 
 
 def iterate_order(count: int, batch_size: int, seed: int) -> Iterator[list[int]]:

@@ -73,7 +73,7 @@ def _identity(source: Source) -> dict[str, Any]:
     return {
         "preprocessing": PREPROCESSING,
         "source": source.name,
-        "channels": list(source.channels),
+        "channels": [*source.channels, *source.condition],
         "shape": list(source.shape),
         "subjects": source.subjects,
         "content": source.fingerprint(),

@@ -11,6 +11,7 @@ any other.
 
 from __future__ import annotations
 
+import itertools
 import math
 import zlib
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ from .source import Source
 
 ASSET = Path(__file__).parent / "assets" / "icbm152.npz"
 LESION_SHARE = 1 / 3
+MASKS = ("seg_white", "seg_grey", "seg_fluid", "seg_lesion")
+"""One of them is 1 in a voxel of the brain: what most of it is. Together they are `seg`."""
 
 # Signal of (white, grey, fluid, edema, tumour core, necrosis) at 1.5 T and 3 T, by eye, white = 1
 # in T1 and fluid = 1 in T2; `texture` is how deep grey matter departs from cortex.
@@ -44,24 +47,39 @@ def default_count(volume: Shape) -> int:
 
 
 class Phantom(Source):
-    """Embedded brains, no download: `channels` of `t1`, `t2`, drawn from `seed`."""
+    """Embedded brains, no download: `channels` of `t1`, `t2`, drawn from `seed`.
+
+    `condition`: the other contrast, or `seg`, which becomes `MASKS`.
+    """
 
     name = "phantom"
 
     def __init__(
-        self, modality: tuple[str, ...], volume: Shape, seed: int, subjects: int | None = None
+        self,
+        modality: tuple[str, ...],
+        volume: Shape,
+        seed: int,
+        subjects: int | None = None,
+        condition: tuple[str, ...] = (),
     ) -> None:
-        unknown = [name for name in modality if name not in SIGNAL]
-        if unknown:
-            raise UserError(f"--modality {unknown[0]}: the embedded brains have t1 and t2")
+        for flag, asked, known in (
+            ("modality", modality, [*SIGNAL]), ("condition", condition, [*SIGNAL, "seg", *MASKS])
+        ):  # fmt: skip
+            for name in asked:
+                if name not in known:
+                    raise UserError(
+                        f"--{flag} {name}: the embedded brains have {' and '.join(known)}"
+                    )
         self.channels = modality
+        expanded = (MASKS if name == "seg" else (name,) for name in condition)
+        self.condition = tuple(itertools.chain.from_iterable(expanded))
         self.volume = self.content = Shape(volume)
         self.seed = seed
         count = default_count(volume) if subjects is None else subjects
         self.subjects = [f"phantom-{index:04d}" for index in range(count)]
 
     def read(self, index: int) -> np.ndarray:
-        return brain(self.seed, index, self.content, self.channels)
+        return brain(self.seed, index, self.content, (*self.channels, *self.condition))
 
     def fingerprint(self) -> dict[str, Any]:
         return {"seed": self.seed, "atlas": zlib.crc32(ASSET.read_bytes())}
@@ -103,8 +121,11 @@ def atlas() -> Atlas:
     return Atlas(maps, extent, places[hemispheres])
 
 
-def brain(seed: int, index: int, shape: Shape | int, modalities: tuple[str, ...]) -> np.ndarray:
-    """Person `index` of population `seed`: float32 (C, *shape) in [0, 1], voxels cubic."""
+def brain(seed: int, index: int, shape: Shape | int, channels: tuple[str, ...]) -> np.ndarray:
+    """Person `index` of population `seed`: float32 (C, *shape) in [0, 1], voxels cubic.
+
+    A channel is a contrast of `SIGNAL` or one of `MASKS`.
+    """
     sides = Shape(shape).sides
     # One stream for the anatomy and one a modality: T1 is the same with T2 beside it or without.
     rng = np.random.default_rng([seed, index])
@@ -122,10 +143,19 @@ def brain(seed: int, index: int, shape: Shape | int, modalities: tuple[str, ...]
         tissue = lesion.grow(rng, tissue, places)
 
     images = []
-    for name in modalities:
+    for name in channels:
+        if name in MASKS:
+            images.append(_mask(tissue, cover, MASKS.index(name)))
+            continue
         own = np.random.default_rng([seed, index, sorted(SIGNAL).index(name) + 1])
         images.append(_acquire(own, tissue, texture, cover, name))
     return np.stack(images)
+
+
+def _mask(tissue: np.ndarray, cover: np.ndarray, which: int) -> np.ndarray:
+    """1 where of white, grey, fluid and lesion there is most of this one, in the brain."""
+    shares = np.concatenate([tissue[:3], tissue[3:].sum(0, keepdims=True)])
+    return ((shares.argmax(0) == which) & (cover > 0.5)).astype(np.float32)
 
 
 def _pose(rng: np.random.Generator, sides: tuple[int, ...]) -> np.ndarray:

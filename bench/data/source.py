@@ -15,12 +15,15 @@ PREPROCESSING = 1  # part of every cache key: raise it when any source's output 
 class Source(ABC):
     """Volumes of one shape, by index.
 
-    `source[i]` is float32 (C, D, H, W) in [0, 1]; the axes D, H, W run left → right, posterior →
-    anterior, inferior → superior where the data know about patients.
+    `source[i]` is float32 (C + K, D, H, W) in [0, 1]; the axes D, H, W run left → right, posterior
+    → anterior, inferior → superior where the data know about patients.
     """
 
     name: str
-    channels: tuple[str, ...]  # what each of the C channels shows
+    channels: tuple[str, ...]  # what each of the C channels of the image shows
+    condition: tuple[str, ...] = ()  # and each of the K after them, which a network is given
+    labels: tuple[int, ...] = ()  # a class label of each volume; empty: they have none
+    classes: int = 0  # how many labels there are
     volume: Shape  # (D, H, W), in voxels
     content: Shape  # the part of it that holds data; around it there are zeros
     subjects: list[str]  # the id of each volume, in order
@@ -30,9 +33,9 @@ class Source(ABC):
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
-        """(C, D, H, W) of each volume."""
+        """(C + K, D, H, W) of each volume."""
         depth, height, width = self.volume
-        return len(self.channels), depth, height, width
+        return len(self.channels) + len(self.condition), depth, height, width
 
     def __getitem__(self, index: int) -> np.ndarray:
         """The volume of `subjects[index]`. Raises UserError when its file is not what it claims."""
@@ -48,7 +51,7 @@ class Source(ABC):
 
     @abstractmethod
     def read(self, index: int) -> np.ndarray:
-        """The content of `subjects[index]`, float32 (C, *content)."""
+        """The content of `subjects[index]`, float32 (C + K, *content)."""
 
     @abstractmethod
     def fingerprint(self) -> dict[str, Any]:

@@ -1,7 +1,15 @@
 """Denoising diffusion, as the paper defines it (§4): the forward process.
 
-The method under test is `network(x_t, t) -> eps`, eps having the shape of x_t; everything here is
-about the process around it and knows no network.
+The method under test is `network(x_t, t)`, which predicts something of the shape of x_t; everything
+here is about the process around it and knows no network. What it predicts is its target:
+
+    eps  ε, the noise, as in the paper
+    x0   x_0, the volume
+    v    v = √alpha_bar_t ε − √(1 − alpha_bar_t) x_0: ε where there is no noise, −x_0 where there is
+         nothing else (Salimans & Ho 2022, arXiv:2202.00512, §4 and appendix D)
+
+Given x_t each follows from any other. A denoiser gives ε whatever the target, so that samplers and
+scores need not ask.
 """
 
 import math
@@ -10,9 +18,16 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ..presets import Target
+
 TIMESTEPS = 2000  # paper §5.2
 
-Denoiser = Callable[[Tensor, Tensor], Tensor]
+Denoiser = Callable[..., Tensor]
+"""ε = f(x_t, t): (B, C, …) and (B,) int64 to (B, C, …). Of a conditional network, x_t is followed
+by the channels of the condition (`shown`), and class labels (B,) int64 are a third argument."""
+
+EMPTY = -1.0
+"""A condition that says nothing, in the range of x_0: a mask of nothing, a black volume."""
 
 
 def cosine_alpha_bar(timesteps: int = TIMESTEPS, offset: float = 0.008) -> Tensor:
@@ -61,7 +76,35 @@ class Diffusion:
         signal, noise = self._roots(t, x_t)
         return (x_t - noise * eps) / signal
 
+    def wanted(self, target: Target, x_0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
+        """What a network with this target is to predict."""
+        if target == "eps":
+            return eps
+        if target == "x0":
+            return x_0
+        signal, noise = self._roots(t, x_0)
+        return signal * eps - noise * x_0
+
+    def predict_eps(self, target: Target, x_t: Tensor, t: Tensor, predicted: Tensor) -> Tensor:
+        """The noise that a prediction claims to be in x_t: eq. (6) and its target's, solved."""
+        if target == "eps":
+            return predicted
+        signal, noise = self._roots(t, x_t)
+        if target == "x0":
+            return (x_t - signal * predicted) / noise
+        return signal * predicted + noise * x_t
+
     def _roots(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """√alpha_bar_t and √(1 − alpha_bar_t), each (B, 1, 1, …), to multiply a batch with."""
         log_snr = self.log_snr[t].view(-1, *([1] * (like.dim() - 1)))
         return log_snr.sigmoid().sqrt(), (-log_snr).sigmoid().sqrt()
+
+
+def shown(x_t: Tensor, condition: Tensor) -> Tensor:
+    """What a network is shown: x_t (B, C, …), and after its channels those of the condition."""
+    return torch.cat([x_t, condition], dim=1) if condition.shape[1] else x_t
+
+
+def split_channels(volumes: Tensor, image_channels: int) -> tuple[Tensor, Tensor]:
+    """The image (B, C, …) and the condition (B, K, …) of whole volumes, as views."""
+    return volumes[:, :image_channels], volumes[:, image_channels:]

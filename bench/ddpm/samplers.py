@@ -1,19 +1,21 @@
 """From noise to volumes: eq. (7) and the other samplers.
 
-A sampler calls `denoiser(x_t, t)` on whole volumes. A network that trained on patches (`patchddm`)
+A sampler calls `denoiser(x_t, t)` on whole volumes; of a conditional network, `given` makes such a
+denoiser. A network that trained on patches (`patchddm`)
 is called without the keywords of its crop: it then takes its input for the whole volume.
 """
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..presets import Precision, Sampler
-from .diffusion import TIMESTEPS, Denoiser, Diffusion
+from ..presets import Sampler, Workload
+from .diffusion import EMPTY, TIMESTEPS, Denoiser, Diffusion, shown, split_channels
 from .step import autocast_dtype
 
 STEPS: Mapping[Sampler, int] = {
@@ -31,6 +33,27 @@ class Start:
     timestep: int
     volume: Tensor
     """(C, D, H, W) in [0, 1]."""
+
+
+class Conditions(NamedTuple):
+    """What a conditional network is given beside the x_t of each of N volumes."""
+
+    volumes: Tensor
+    """(N, K, D, H, W) in [−1, 1], K from 0."""
+    labels: Tensor | None = None
+    """(N,) int64."""
+    no_label: int = 0
+    """The one that stands for none."""
+
+    @classmethod
+    def of(cls, work: Workload, volumes: Tensor, labels: Tensor | None) -> "Conditions":
+        """Of prepared volumes, (N, C + K, D, H, W) in [0, 1]."""
+        _, condition = split_channels(volumes, len(work.modality))
+        return cls(Diffusion.scale_in(condition), labels, work.classes)
+
+    def some(self, chosen: slice, device: torch.device | str) -> "Conditions":
+        labels = None if self.labels is None else self.labels[chosen].to(device)
+        return self._replace(volumes=self.volumes[chosen].to(device), labels=labels)
 
 
 @torch.no_grad()
@@ -86,24 +109,60 @@ def generate(
     return diffusion.scale_out(x)
 
 
-def denoiser(network: nn.Module, precision: Precision, device: torch.device) -> Denoiser:
+def denoiser(network: nn.Module, work: Workload, device: torch.device) -> Denoiser:
     """ε = f(x_t, t) of whole volumes, (B, C, D, H, W) and (B,) int64, in the training's precision.
 
-    Without gradients, on the weights that the network has when it is called. ε is float32.
+    Without gradients, on the weights that the network has when it is called. ε is float32, and is ε
+    whatever the network's target is.
     """
-    dtype = autocast_dtype(precision)
+    dtype = autocast_dtype(work.precision)
+    image, target = len(work.modality), work.target
+    diffusion = None if target == "eps" else Diffusion(device=device)
 
     @torch.no_grad()
-    def denoise(x_t: Tensor, t: Tensor) -> Tensor:
+    def denoise(x_t: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
         training = network.training
         network.eval()
+        keywords = {} if labels is None else {"class_labels": labels}
         try:
             with torch.autocast(device.type, dtype, enabled=dtype is not None):
-                return network(x_t, t).float()
+                predicted = network(x_t, t, **keywords).float()
         finally:
             network.train(training)
+        if diffusion is None:
+            return predicted
+        return diffusion.predict_eps(target, x_t[:, :image], t, predicted)
 
     return denoise
+
+
+def given(denoise: Denoiser, conditions: "Conditions", guidance: float = 1.0) -> Denoiser:
+    """The denoiser of images under their conditions: ε = f(x_t, t), as the samplers call it.
+
+    With classifier-free guidance (Ho & Salimans 2022, arXiv:2207.12598) each is asked for twice in
+    one batch, without and with its condition: ε = ε_without + g (ε_with − ε_without), their eq. (6)
+    with 1 + w = g, as in MONAI's inferers.
+
+    Args:
+        guidance: g; 1 for none.
+    """
+    volumes, labels, no_label = conditions
+    if guidance == 1:
+        return lambda x_t, t: _call(denoise, shown(x_t, volumes), t, labels)
+    volumes = torch.cat([torch.full_like(volumes, EMPTY), volumes])
+    if labels is not None:
+        labels = torch.cat([torch.full_like(labels, no_label), labels])
+
+    def guided(x_t: Tensor, t: Tensor) -> Tensor:
+        twice = shown(torch.cat([x_t, x_t]), volumes)
+        without, with_it = _call(denoise, twice, torch.cat([t, t]), labels).chunk(2)
+        return without + guidance * (with_it - without)
+
+    return guided
+
+
+def _call(denoise: Denoiser, x_t: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
+    return denoise(x_t, t) if labels is None else denoise(x_t, t, labels)
 
 
 def name_sampler(sampler: Sampler, steps: int | None = None) -> str:

@@ -22,14 +22,16 @@ from torch.nn import functional as F
 
 from ..presets import Count, Precision, Seed, Weight, Workload
 from ..sizes import Shape
-from .diffusion import Diffusion
+from .diffusion import EMPTY, Diffusion, shown, split_channels
 from .technique import Technique, optimizer_of, saving
 
 Shown = tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]
-"""x_t (B, C, D, H, W), t (B,), the eps to be found, keywords of the forward pass."""
+"""x_t and its condition (B, C + K, D, H, W), t (B,), the target to be found (B, C, D, H, W),
+keywords of the forward pass."""
 
 Batch = Tensor | tuple[Tensor, dict[str, Tensor]]
-"""Volumes (B, C, D, H, W), or patches of them and keywords of the forward pass."""
+"""Volumes and their condition (B, C + K, D, H, W), or patches of them and keywords of the forward
+pass."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ class TrainingStep:
         )
 
     def __call__(self, batch: Batch) -> Tensor:
-        """Train on volumes (B, C, D, H, W) in [0, 1], or on what `cut` made of them.
+        """Train on volumes (B, C + K, D, H, W) in [0, 1], or on what `cut` made of them.
 
         Returns the loss of eq. (8), a scalar.
         """
@@ -100,11 +102,13 @@ class TrainingStep:
         self.schedule.step()
         return loss + self.training.lambda_l2 * weight_norm
 
-    def cut(self, volumes: Tensor) -> Batch:
+    def cut(self, volumes: Tensor, labels: Tensor | None = None) -> Batch:
         """What of whole volumes, on the host, the step trains on: it alone goes to the device."""
-        if self.patch >= Shape(volumes.shape[2:]):
-            return volumes
-        return self.network.crop(volumes, self.patch.sides, self.rng)  # type: ignore[operator]
+        given = {} if labels is None else {"class_labels": labels}
+        if not self.patch >= Shape(volumes.shape[2:]):
+            volumes, place = self.network.crop(volumes, self.patch.sides, self.rng)  # type: ignore[operator]
+            given |= place
+        return (volumes, given) if given else volumes
 
     def _learn(self, share: float, *shown: Any) -> tuple[Tensor, Tensor]:
         """Forward and backward pass; the loss without its λ_L2 term, and ‖W‖₂."""
@@ -124,7 +128,7 @@ class TrainingStep:
 
         The loss is a mean over the batch: that of the whole is the sum of theirs times the shares.
         """
-        x_t, t, eps, keywords = shown
+        x_t, t, wanted, keywords = shown
         size = self.work.micro_batch or len(t)
         if size >= len(t):
             yield (1, *shown)
@@ -132,23 +136,42 @@ class TrainingStep:
         for first in range(0, len(t), size):
             some = slice(first, first + size)
             own = {name: value[some] for name, value in keywords.items()}
-            yield len(t[some]) / len(t), x_t[some], t[some], eps[some], own
+            yield len(t[some]) / len(t), x_t[some], t[some], wanted[some], own
 
     def noised(self, batch: Batch) -> Shown:
-        """What the network is shown: x_t, t, the eps to be found, keywords of its forward pass."""
+        """What the network is shown, and what it is to find in it."""
         cut = self.cut(batch) if isinstance(batch, Tensor) else batch
         volumes, keywords = (cut, {}) if isinstance(cut, Tensor) else cut
-        x_0 = self.diffusion.scale_in(volumes)
+        x_0, condition = self._split(self.diffusion.scale_in(volumes))
         t = torch.randint(self.diffusion.timesteps, (x_0.shape[0],), device=self.device)
         eps = torch.randn_like(x_0)
-        return self.diffusion.q_sample(x_0, t, eps), t, eps, keywords
+        if self.work.drop_condition and self.work.is_conditional:
+            condition, keywords = self._dropped(condition, keywords)
+        x_t = shown(self.diffusion.q_sample(x_0, t, eps), condition)
+        return x_t, t, self.diffusion.wanted(self.work.target, x_0, t, eps), keywords
 
-    def _loss(self, x_t: Tensor, t: Tensor, eps: Tensor, keywords: dict[str, Tensor]) -> Tensor:
+    def _dropped(
+        self, condition: Tensor, keywords: dict[str, Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Some volumes without what they are given (Ho & Salimans 2022, arXiv:2207.12598, §3.2)."""
+        dropped = torch.rand(len(condition), device=self.device) < self.work.drop_condition
+        if labels := self.work.classes:
+            labels_left = keywords["class_labels"].masked_fill(dropped, labels)
+            keywords = keywords | {"class_labels": labels_left}
+        return condition.masked_fill(
+            dropped.view(-1, *(1,) * (condition.ndim - 1)), EMPTY
+        ), keywords
+
+    def _split(self, volumes: Tensor) -> tuple[Tensor, Tensor]:
+        return split_channels(volumes, len(self.work.modality))
+
+    def _loss(self, x_t: Tensor, t: Tensor, wanted: Tensor, keywords: dict[str, Tensor]) -> Tensor:
         predicted = self.network(x_t, t, **keywords)
-        loss = F.mse_loss(predicted.float(), eps)  # eq. (8), first term
+        loss = F.mse_loss(predicted.float(), wanted)  # eq. (8), first term
         if self.training.lambda_r > 0:
             reconstructed = self.network.inverse(predicted)  # type: ignore[operator]
-            loss = loss + self.training.lambda_r * F.mse_loss(reconstructed.float(), x_t)
+            image, _ = self._split(x_t)
+            loss = loss + self.training.lambda_r * F.mse_loss(reconstructed.float(), image)
         return loss
 
     def _make_optimizer(self) -> torch.optim.Optimizer:
@@ -163,6 +186,13 @@ class TrainingStep:
     def _autocast(self) -> torch.autocast:
         enabled = self.autocast_dtype is not None
         return torch.autocast(self.device.type, self.autocast_dtype, enabled=enabled)
+
+
+def random_batch(work: Workload) -> tuple[Tensor, Tensor | None]:
+    """Volumes with their condition and class labels, as `TrainingStep.cut` takes them."""
+    shape = (work.batch_size, work.shown_channels, *work.volume)
+    labels = torch.zeros(work.batch_size, dtype=torch.int64) if work.classes else None
+    return torch.rand(shape), labels
 
 
 def make_state(optimizer: torch.optim.Optimizer) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 from ..ddpm.step import Training
 from ..methods import METHODS
-from ..presets import Workload
+from ..presets import CountOr0, Workload
 from ..records.rows import setting_columns
 from .backends import Backends
 from .window import Window
@@ -28,7 +28,9 @@ class Plan:
     subjects: int = 0
     """Volumes that it has."""
     volumes: str
-    """The prepared volumes, an .npy of shape (N, C, D, H, W)."""
+    """The prepared volumes, an .npy of shape (N, C + K, D, H, W): image, then condition."""
+    labels: tuple[CountOr0, ...] = ()
+    """A class label for each of them; empty: they have none."""
     backends: Backends = field(default_factory=Backends)
     country: str | None = None
     """ISO 3166-1 alpha-3 code of the grid for CO₂; None: the world's mean."""

@@ -45,7 +45,7 @@ class DataChoice:
         return {
             shape: open_source(
                 self.data, self.data_dir, works[shape].modality, shape, self.seed, self.subjects,
-                works[shape].padded_from,
+                works[shape].padded_from, works[shape].condition,
             )
             for shape in sorted(works, key=lambda shape: shape.voxels)
         }  # fmt: skip
@@ -72,7 +72,8 @@ def common_fields(
         "method": method.name,
         "preset": command.preset,
         "preset_changes": preset_changes(method, command.preset, command.overrides, work, training),
-        "work": replace(work, modality=source.channels),
+        "work": shown_by(source, work),
+        "labels": source.labels,
         "training": training,
         "data": source.name,
         "subjects": len(source),
@@ -80,6 +81,13 @@ def common_fields(
         "backends": command.backends,
         "country": command.country,
     }
+
+
+def shown_by(source: Source, work: Workload) -> Workload:
+    """The workload with the channels and the classes that the data turned out to have."""
+    return replace(
+        work, modality=source.channels, condition=source.condition, classes=source.classes
+    )
 
 
 def choose_device(name: str) -> torch.device:

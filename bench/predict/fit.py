@@ -19,7 +19,7 @@ from .alloc_conf import AllocConf, alloc_conf_text, parse_alloc_conf
 from .cluster import in_words, refuse_what_cannot_be, spread_columns
 from .gpus import find_gpu
 from .parallel import in_processes
-from .peaks import NOT_MODELLED, open_folder
+from .peaks import NOT_MODELLED, check_drawing, open_folder
 from .prediction import Prediction, predict_method, seen_whole
 from .search import largest_that_fits
 
@@ -46,6 +46,7 @@ class Question:
     gpus: int = 1
     shard: bool = False
     """As in `bench.predict.cluster`; memory, batch and cube are those of one card."""
+    guidance: float = 1.0
 
     def alone(self, shape: Shape) -> Workload:
         """One volume of this shape; UserError where the method cannot be."""
@@ -69,10 +70,14 @@ def run_fit(command: FitCommand, console: Console) -> int:
         overrides = seen_whole(method, preset, given) if sampling else given
         gpus, shard = command.gpus, command.shard
         refuse_what_cannot_be(gpus, shard, method.name, method.technique_names, sampling=sampling)
+        # What is wrong with it is said before the long part.
+        check_drawing(command, method.workload(preset, overrides))
         questions.append(
-            Question(method.name, preset, overrides, limit, margin, conf, sampling, gpus, shard)
-        )
-        method.workload(preset, overrides)  # what is wrong with it is said before the long part
+            Question(
+                method.name, preset, overrides, limit, margin, conf, sampling, gpus, shard,
+                command.guidance,
+            )
+        )  # fmt: skip
     open_folder(command.out)
     with console.status("Predicting"):
         fits = list(in_processes(answer, questions))
@@ -106,8 +111,8 @@ def answer(question: Question) -> Fit:
     @cache
     def predicted(work: Workload) -> Prediction:
         return predict_method(
-            method, work, sampling=question.sampling, count_forward=False,
-            gpus=question.gpus, shard=question.shard,
+            method, work, sampling=question.sampling, guidance=question.guidance,
+            count_forward=False, gpus=question.gpus, shard=question.shard,
         )  # fmt: skip
 
     def needs(work: Workload) -> int:
@@ -164,6 +169,7 @@ def answer(question: Question) -> Fit:
         preset_changes=changes,
         alloc_conf=question.alloc_conf or None,
         sampling=question.sampling or None,
+        guidance=question.guidance if question.sampling else None,
         batch_needs=needs(batch_work),
         batch_fits_by_default=fits_by_default(batch_work),
         largest_volume=largest.volume if count else Shape(0),

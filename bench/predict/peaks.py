@@ -7,14 +7,14 @@ from pathlib import Path
 
 from rich.console import Console
 
-from ..commands import PredictCommand
+from ..commands import FitCommand, PredictCommand
 from ..ddpm.step import Training
 from ..errors import UserError
 from ..harness.console import say
 from ..harness.environment import describe_prediction
 from ..harness.process import without_collector
 from ..methods import Method, find_methods, preset_changes
-from ..presets import Overrides, Workload
+from ..presets import Overrides, Workload, check_guidance
 from ..probes.instants import instants
 from ..records.files import read_table, write_json, write_rows
 from ..records.rows import Instant, Record, setting_columns
@@ -47,7 +47,8 @@ def run_predict(command: PredictCommand, console: Console) -> int:
         (method, method.workload(command.preset, _overrides(method, command)))
         for method in find_methods(command.models)
     ]
-    for method, _ in chosen:
+    for method, work in chosen:
+        check_drawing(command, work)
         refuse_what_cannot_be(
             gpus, shard, method.name, method.technique_names, sampling=command.sampling
         )
@@ -60,7 +61,7 @@ def run_predict(command: PredictCommand, console: Console) -> int:
             with console.status(f"Predicting {method.name}"):
                 prediction = predict_method(
                     method, work, device=command.device, sampling=command.sampling,
-                    gpus=gpus, shard=shard,
+                    guidance=command.guidance, gpus=gpus, shard=shard,
                 )  # fmt: skip
                 rows.append((method, work, prediction))
         gc.freeze()
@@ -99,6 +100,15 @@ def _overrides(method: Method, command: PredictCommand) -> Overrides:
     return seen_whole(method, command.preset, given) if command.sampling else given
 
 
+def check_drawing(command: PredictCommand | FitCommand, work: Workload) -> None:
+    """UserError for a guidance of what is not drawn, or not conditional."""
+    if command.guidance != 1 and not command.sampling:
+        raise UserError(
+            f"--guidance {command.guidance:g}: of drawing volumes; give --sampling, too"
+        )
+    check_guidance(command.guidance, work, trained=False)
+
+
 def record(row: Row, command: PredictCommand) -> Record:
     """A prediction as a row of `runs.csv`."""
     method, work, prediction = row
@@ -111,6 +121,7 @@ def record(row: Row, command: PredictCommand) -> Record:
         preset_changes=preset_changes(method, command.preset, command.overrides, work, training),
         device=command.device,
         sampling=command.sampling or None,
+        guidance=command.guidance if command.sampling else None,
         **method.columns(),
         **setting_columns(work, training),
         **spread_columns(command.gpus, command.shard),

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 
 from ..data.batches import moved
 from ..ddpm.diffusion import Diffusion
-from ..ddpm.samplers import ancestral, denoiser
-from ..ddpm.step import Training, TrainingStep, make_state
+from ..ddpm.samplers import Conditions, ancestral, denoiser, given
+from ..ddpm.step import Training, TrainingStep, make_state, random_batch
 from ..errors import UserError
 from ..harness.process import without_collector
 from ..presets import Overrides, Workload
@@ -238,19 +238,20 @@ def predict_method(
     *,
     device: Device = "cuda",
     sampling: bool = False,
+    guidance: float = 1.0,
     count_forward: bool = True,
     gpus: int = 1,
     shard: bool | Units = False,
 ) -> Prediction:
     """The second step of `method` (`bench.methods.Method`) on `work`.
 
-    With `sampling` it is a step of eq. (7) instead, without gradients, on whole volumes. Without
-    `count_forward` there are no `flops_forward`, and a tenth of the time is saved. `gpus` and
-    `shard` are as in `predict`.
+    With `sampling` it is a step of eq. (7) instead, without gradients, on whole volumes; a
+    `guidance` other than 1 doubles its batch. Without `count_forward` there are no `flops_forward`,
+    and a tenth of the time is saved. `gpus` and `shard` are as in `predict`.
     """
     refuse_what_cannot_be(gpus, shard, method.name, method.technique_names, sampling=sampling)
     if sampling:
-        return _predict_sampling(method, work, device, count_forward)
+        return _predict_sampling(method, work, device, guidance, count_forward)
     mode, cluster = FaithfulFakeMode(), Cluster(gpus, shard)
     with ExitStack() as stack:
         stack.enter_context(_ieee())
@@ -262,8 +263,7 @@ def predict_method(
         stack.enter_context(cluster.sharded(network))
         step = TrainingStep(network, work, training, where)
         make_state(step.optimizer)
-        shape = (work.batch_size, len(work.modality), *work.volume)
-        batch = moved(step.cut(torch.empty(shape)), where)  # a card need not see whole volumes
+        batch = moved(step.cut(*random_batch(work)), where)  # a card need not see whole volumes
         step.network = cluster.replicated(network)
         if gpus > 1:  # the first makes what is gathered into, and the buckets
             step(batch)
@@ -282,21 +282,22 @@ def predict_method(
 
 
 def _predict_sampling(
-    method: Any, work: Workload, device: Device, count_forward: bool
+    method: Any, work: Workload, device: Device, guidance: float, count_forward: bool
 ) -> Prediction:
     mode = FaithfulFakeMode()
     diffusion = Diffusion()  # the coefficients are values
     with _ieee(), _on(device, mode) as where, faking(mode):
         with where:
             network = method.build(work).eval()
+        conditions = Conditions.of(work, *random_batch(work)).some(slice(None), where)
         x_T = torch.empty(work.batch_size, len(work.modality), *work.volume, device=where)
         nothing: Any = AllOptimizers([])
-        probe = StepProbe(network, nothing, where, [x_T])
-        denoise = denoiser(network, work.precision, where)
+        denoise = given(denoiser(network, work, where), conditions, guidance)
+        probe = StepProbe(network, nothing, where, tensors_in([x_T, *conditions]))
         cost = _watched(lambda x_T: next(ancestral(diffusion, denoise, x_T)), x_T, probe)
         if count_forward:
             t = torch.zeros(work.batch_size, dtype=torch.int64, device=where)
-            cost.flops_forward = dispatched_forward_flops(lambda: network(x_T, t))
+            cost.flops_forward = dispatched_forward_flops(lambda: denoise(x_T, t))
     return _prediction(network, probe, cost, mode)
 
 

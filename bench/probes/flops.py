@@ -51,9 +51,17 @@ def forward_flops(network: nn.Module, x_t: Tensor, t: Tensor, **keywords: Tensor
     """
     from fvcore.nn import FlopCountAnalysis
 
+    class Called(nn.Module):  # the tracer knows no keywords
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = network
+
+        def forward(self, x_t: Tensor, t: Tensor, *values: Tensor) -> Tensor:
+            return self.network(x_t, t, **dict(zip(keywords, values, strict=True)))
+
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the tracer's, about shapes turned into constants
-        analysis = FlopCountAnalysis(network, (x_t, t, *keywords.values()))
+        analysis = FlopCountAnalysis(Called(), (x_t, t, *keywords.values()))
         analysis.set_op_handle(**_OWN_RULES)
         analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
         analysis.tracer_warnings("none")

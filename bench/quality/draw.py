@@ -11,7 +11,7 @@ from torch import Tensor
 from ..commands import SampleCommand
 from ..data import load
 from ..data.nifti import write_nifti
-from ..ddpm.samplers import choose_start, denoiser, generate, name_sampler
+from ..ddpm.samplers import choose_start, denoiser, generate, given, name_sampler
 from ..errors import UserError
 from ..harness import planning
 from ..harness.console import ConsoleDisplay, say
@@ -23,12 +23,14 @@ from ..records.rows import Score
 from ..report.figure2 import write_figure2
 from ..report.grid import NOTHING, Cell, Grid, for_terminal, significant
 from .checkpoint import load_averages
+from .evaluation import conditions_of
 from .plan import TrainingPlan
 from .recorder import name_training
 from .scoring import score_samples
 from .trainings import (
     Trainings,
     check_sampler,
+    check_samples,
     validation_volumes,
     with_volumes,
 )
@@ -42,6 +44,7 @@ def run_sample(command: SampleCommand, console: Console) -> int:
     device = planning.choose_device(command.device)
     run = QualityRun(command.run)
     original, plans = Trainings.read(run.folder, run.environment())
+    check_samples(command.sampler, command.guidance, plans)
     if device.type == "cuda":
         plans[0].backends.apply()
     chosen = with_volumes(_choose(plans, run, command), original, run, console)
@@ -118,13 +121,20 @@ def _draw(
     with device:
         network = METHODS[plan.method].build(plan.work)
     load_averages(run.checkpoint(plan.method, plan.seed), network, plan.method, plan.seed)
-    denoise = denoiser(network, plan.work.precision, device)
+    denoise = denoiser(network, plan.work, device)
     volumes = load(Path(plan.volumes))
+    members = _members(plan, command.condition_from)
+    chosen = [members[index % len(members)] for index in range(command.samples)]
+    conditions = conditions_of(plan, volumes, chosen)
+    image = len(plan.work.modality)
     start = choose_start(command.sampler, denoise, volumes, plan.train, command.seed, device)
     batches = []
     try:
         for first in range(0, command.samples, command.batch_size):
-            shape = (min(command.batch_size, command.samples - first), *volumes.shape[1:])
+            shape = (min(command.batch_size, command.samples - first), image, *volumes.shape[2:])
+            of_these = given(
+                denoise, conditions.some(slice(first, first + shape[0]), device), command.guidance
+            )
 
             def progress(share: float, first: int = first, count: int = shape[0]) -> None:
                 done = (first + share * count) / command.samples
@@ -134,7 +144,7 @@ def _draw(
             seed = command.seed * MOST_SAMPLES + first
             batches.append(
                 generate(
-                    denoise, shape, command.sampler, command.sampler_steps, seed, device,
+                    of_these, shape, command.sampler, command.sampler_steps, seed, device,
                     progress, start,
                 ).cpu()
             )  # fmt: skip
@@ -151,6 +161,16 @@ def _draw(
         method=plan.method, training_seed=plan.seed, data=plan.data, start=start,
     )  # fmt: skip
     return samples, scores
+
+
+def _members(plan: TrainingPlan, part: str) -> Sequence[int]:
+    """The volumes of a part of the data; UserError where it has none."""
+    known = {"train": plan.train, "val": plan.val}
+    others = sorted(set(range(plan.subjects)) - {*plan.train, *plan.val})
+    members = known.get(part, others)
+    if not members:
+        raise UserError(f"--condition-from {part}: the data have no volumes for it")
+    return members
 
 
 def _write_figure2(

@@ -1,6 +1,6 @@
 """What follows a training: its scores, samples of it, and what sampling needs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +8,12 @@ import numpy as np
 import torch
 from torch import nn
 
+from ..data.batches import labels_of, whole
 from ..data.nifti import write_nifti
-from ..ddpm.diffusion import Denoiser, Diffusion
-from ..ddpm.samplers import ancestral, choose_start, generate
+from ..ddpm.diffusion import Denoiser, Diffusion, split_channels
+from ..ddpm.samplers import Conditions, ancestral, choose_start, generate, given
 from ..harness.worker import Events
-from ..probes.memory import MemoryProbe
+from ..probes.memory import MemoryProbe, tensors_in
 from ..records.folder import QualityRun
 from ..records.rows import Peak
 from .plan import TrainingPlan
@@ -37,9 +38,9 @@ def evaluate(
 
     Args:
         network: with the averaged weights.
-        denoise: its ε of whole volumes, (B, C, D, H, W) and (B,) int64, without gradients, in the
-            precision of the training.
-        volumes: (N, C, D, H, W) float32 in [0, 1], of which `plan.train` and `plan.val` are the
+        denoise: its ε of whole volumes, (B, C + K, D, H, W) and (B,) int64, without gradients, in
+            the precision of the training.
+        volumes: (N, C + K, D, H, W) float32 in [0, 1], of which `plan.train` and `plan.val` are the
             indices of those that trained and those that validate.
         events: `events.stage(name)` shows what is done.
         should_stop: whether Ctrl-C was typed.
@@ -58,23 +59,26 @@ def evaluate(
 
     run = QualityRun(Path(plan.folder))
     device = torch.device(plan.device)
-    validating = torch.from_numpy(np.stack([volumes[index] for index in plan.val]))
     modalities = plan.work.modality
+    real, _ = split_channels(whole(volumes, plan.val), len(modalities))
     names: dict[str, Any] = {"method": plan.method, "training_seed": plan.seed, "data": plan.data}
     scores = score(
-        denoise, validating, modalities, plan.split_seed, device=device,
-        progress=tell("scoring"), **names,
+        denoise, real, modalities, plan.split_seed, device=device,
+        progress=tell("scoring"), conditions=conditions_of(plan, volumes, plan.val), **names,
     )  # fmt: skip
     if plan.samples:
-        shape = (plan.samples, *validating.shape[1:])
+        shape = (plan.samples, *real.shape[1:])
+        chosen = [plan.val[index % len(plan.val)] for index in range(plan.samples)]
+        conditions = conditions_of(plan, volumes, chosen).some(slice(None), device)
+        of_these = given(denoise, conditions, plan.guidance)
         start = choose_start(plan.sampler, denoise, volumes, plan.train, plan.split_seed, device)
         samples = generate(
-            denoise, shape, plan.sampler, plan.sampler_steps, plan.split_seed, device,
+            of_these, shape, plan.sampler, plan.sampler_steps, plan.split_seed, device,
             tell(f"sampling ({plan.sampler})"), start,
         )  # fmt: skip
-        memory = sampling_memory(network, shape)
+        memory = sampling_memory(network, shape, of_these, conditions)
         scores += score_samples(
-            samples, validating, modalities, plan.sampler, plan.sampler_steps, memory=memory,
+            samples, real, modalities, plan.sampler, plan.sampler_steps, memory=memory,
             start=start, **names,
         )  # fmt: skip
         path = run.samples_of(plan.method, plan.seed)
@@ -85,15 +89,27 @@ def evaluate(
         run.append(row)
 
 
-def sampling_memory(network: nn.Module, shape: tuple[int, ...]) -> Peak:
+def conditions_of(plan: TrainingPlan, volumes: np.ndarray, chosen: Sequence[int]) -> Conditions:
+    """Those of some volumes, on the CPU."""
+    return Conditions.of(plan.work, whole(volumes, chosen), labels_of(plan.labels, chosen))
+
+
+def sampling_memory(
+    network: nn.Module,
+    shape: tuple[int, ...],
+    denoise: Denoiser | None = None,
+    conditions: Sequence[Any] = (),
+) -> Peak:
     """Peak memory of one step of eq. (7) without gradients, on the network's device.
 
     Every step of a sampler is alike, so one tells the peak of all. Gradients that training left
     on the network are dropped: a sampler needs none.
 
     Args:
-        network: called as a sampler calls it, on whole volumes; left in the mode it came in.
+        network: left in the mode it came in.
         shape: (N, C, D, H, W).
+        denoise: the network as a sampler calls it; None: the network itself.
+        conditions: tensors that are there beside its x_t.
     """
     device = next(network.parameters()).device
     network.zero_grad(set_to_none=True)
@@ -102,10 +118,10 @@ def sampling_memory(network: nn.Module, shape: tuple[int, ...]) -> Peak:
     x_T = torch.randn(shape, device=device)
     training = network.training
     network.eval()
-    probe = MemoryProbe(network, stateless, device, [x_T])
+    probe = MemoryProbe(network, stateless, device, tensors_in([x_T, *conditions]))
     probe.start()
     try:
-        next(ancestral(diffusion, network, x_T))
+        next(ancestral(diffusion, denoise or network, x_T))
     finally:
         peak = probe.stop()
         network.train(training)

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from annotated_types import MinLen
 
 from ..harness.plan import Plan
-from ..presets import Count, CountOr0, Decay, Sampler, SecondsOr0, Seed
+from ..presets import Count, CountOr0, Decay, Guidance, Sampler, SecondsOr0, Seed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +30,8 @@ class TrainingPlan(Plan):
     sampler: Sampler = "ddpm-clipped"
     sampler_steps: int | None = None
     """None: the sampler's own (`bench.ddpm.samplers.STEPS`)."""
+    guidance: Guidance = 1.0
+    """Of the samples: 1 for none (`bench.ddpm.samplers.given`)."""
     tensorboard: bool = False
 
     @property
@@ -42,7 +44,7 @@ class TrainingPlan(Plan):
 
     def columns(self) -> dict[str, Any]:
         own = ("split_seed", "validations", "ema", "budget_bytes", "predicted_peak_bytes",
-               "samples", "sampler", "sampler_steps")  # fmt: skip
+               "samples", "sampler", "sampler_steps", "guidance")  # fmt: skip
         return super().columns() | {
             **{name: getattr(self, name) for name in own},
             "anneal_steps": None,

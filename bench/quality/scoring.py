@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..ddpm.diffusion import TIMESTEPS, Denoiser, Diffusion
-from ..ddpm.samplers import Start, name_sampler
+from ..ddpm.samplers import Conditions, Start, given, name_sampler
 from ..presets import Sampler
 from ..records.rows import Peak, Score
 from . import metrics
@@ -44,6 +44,7 @@ def score(
     batch_size: int = 2,
     device: torch.device | str = "cpu",
     progress: Callable[[float], None] | None = None,
+    conditions: Conditions | None = None,
     *,
     method: str = "",
     training_seed: int | None = None,
@@ -63,6 +64,7 @@ def score(
             device.
         batch_size: volumes of a batch, and of the paper's best one.
         progress: told the share that is done, 0 to 1, after every batch.
+        conditions: that the volumes have, for a conditional denoiser.
         method, training_seed, data: for the rows.
 
     Raises:
@@ -77,9 +79,13 @@ def score(
         noise = iter_noise(volumes, seed * TIMESTEPS + step)
         found: list[dict[str, Tensor]] = [{} for _ in modalities]
         for number, start in enumerate(starts, 1):
-            batch = volumes[start : start + batch_size].to(device)
+            own = slice(start, start + batch_size)
+            batch = volumes[own].to(device)
             eps = torch.stack([next(noise) for _ in batch]).to(device)
-            for channel, values in enumerate(_measure(diffusion, denoiser, batch, eps, step)):
+            denoise = (
+                denoiser if conditions is None else given(denoiser, conditions.some(own, device))
+            )
+            for channel, values in enumerate(_measure(diffusion, denoise, batch, eps, step)):
                 for name, value in values.items():
                     known = found[channel].get(name, value.new_empty(0))
                     found[channel][name] = torch.cat([known, value])

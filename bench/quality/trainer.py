@@ -12,12 +12,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ..data import load
-from ..data.batches import iterate_order, moved, pinned
+from ..data.batches import iterate_order, labels_of, moved, pinned, whole
 from ..ddpm.samplers import denoiser
 from ..ddpm.step import Batch, Training, TrainingStep
 from ..harness.backends import known_problems
@@ -83,10 +82,11 @@ class Trainer:
             self.network = METHODS[plan.method].build(plan.work)
         self.step = TrainingStep(self.network, plan.work, plan.training, device)
         self.ema = Ema(self.network, plan.ema)
-        self.denoise = denoiser(self.network, plan.work.precision, device)
+        self.denoise = denoiser(self.network, plan.work, device)
         self.validation = Validation(
-            self.volumes, plan.val, plan.split_seed, plan.work.batch_size, device
-        )
+            self.volumes, plan.val, plan.split_seed, plan.work.batch_size, device,
+            len(plan.work.modality), plan.labels,
+        )  # fmt: skip
         self.probes = self._open_energy()
         self._restore()
         order = iterate_order(len(plan.train), plan.work.batch_size, plan.seed)
@@ -137,8 +137,9 @@ class Trainer:
         begin = time.perf_counter()
         for group in self.step.optimizer.param_groups:  # over what the step's own schedule had set
             group["lr"] = self.learning_rate
-        whole = torch.from_numpy(self._volumes(next(self.order)))
-        batch = moved(pinned(self.step.cut(whole), self.device), self.device)
+        chosen = [self.plan.train[index] for index in next(self.order)]
+        cut = self.step.cut(whole(self.volumes, chosen), labels_of(self.plan.labels, chosen))
+        batch = moved(pinned(cut, self.device), self.device)
         number = self.progress.step + 1
         loss = self._measured(batch) if number == _MEASURED_STEP else self.step(batch)
         self.ema.update(number)
@@ -157,10 +158,6 @@ class Trainer:
         )
         if not math.isfinite(value):
             raise FloatingPointError(f"the loss of step {number} is {value}")
-
-    def _volumes(self, chosen: list[int]) -> np.ndarray:
-        """(B, C, D, H, W) float32."""
-        return np.stack([self.volumes[self.plan.train[index]] for index in chosen])
 
     def _measured(self, batch: Batch) -> Tensor:
         """A step like any other, whose peak of memory is followed."""

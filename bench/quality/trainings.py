@@ -20,7 +20,7 @@ from ..harness import planning
 from ..harness.console import ConsoleDisplay, say
 from ..harness.launcher import Launcher
 from ..harness.planning import Chosen
-from ..presets import Sampler
+from ..presets import Sampler, check_guidance
 from ..probes.energy import check_country
 from ..records.folder import QualityRun
 from ..report.figure2 import write_figure2
@@ -87,8 +87,7 @@ class Trainings(Launcher[QualityCommand, TrainingPlan, QualityRun]):
         data = Data.ready(command, chosen, self.console)
         self.split = describe_split(data.sources, command.split_seed)
         chosen = [
-            (method, replace(work, modality=data.sources[work.volume].channels))
-            for method, work in chosen
+            (method, planning.shown_by(data.sources[work.volume], work)) for method, work in chosen
         ]
         peaks: list[int | None] = [None] * len(chosen)
         if limit is not None:
@@ -112,6 +111,7 @@ class Trainings(Launcher[QualityCommand, TrainingPlan, QualityRun]):
                 samples=command.samples,
                 sampler=command.sampler,
                 sampler_steps=command.sampler_steps,
+                guidance=command.guidance,
                 tensorboard=command.tensorboard,
             )
             for seed in command.seeds
@@ -208,9 +208,9 @@ class Trainings(Launcher[QualityCommand, TrainingPlan, QualityRun]):
 
 
 def validation_volumes(plan: TrainingPlan) -> np.ndarray:
-    """(N, C, D, H, W) float32 in [0, 1]."""
+    """(N, C, D, H, W) float32 in [0, 1], without their conditions."""
     volumes = load(Path(plan.volumes))
-    return np.stack([volumes[index] for index in plan.val])
+    return np.stack([volumes[index, : len(plan.work.modality)] for index in plan.val])
 
 
 def with_volumes(
@@ -226,6 +226,17 @@ def with_volumes(
             "the data, or start a new run"
         )
     return [replace(plan, volumes=str(data.paths[plan.work.volume])) for plan in plans]
+
+
+def check_samples(sampler: Sampler, guidance: float, plans: Sequence[TrainingPlan]) -> None:
+    """UserError for samples that these trainings cannot give."""
+    for plan in plans:
+        check_guidance(guidance, plan.work)
+        if sampler == "ddpm-mean" and plan.work.is_conditional:
+            raise UserError(
+                "--sampler ddpm-mean: begins at the mean volume, which contradicts a condition; "
+                "ddpm-clipped begins with noise"
+            )
 
 
 def check_sampler(sampler: Sampler, steps: int | None) -> None:

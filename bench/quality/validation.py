@@ -12,7 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..ddpm.diffusion import Denoiser, Diffusion
+from ..data.batches import labels_of, whole
+from ..ddpm.diffusion import Denoiser, Diffusion, split_channels
+from ..ddpm.samplers import Conditions, given
 
 LEAST_PAIRS = 24
 """Pairs of volume and timestep. The error falls from 1 to a few percent over the timesteps: fewer
@@ -26,11 +28,13 @@ class Validation:
     them spread over the whole range: volume i of n has strata i, i + n, i + 2n, …
 
     Args:
-        volumes: (N, C, D, H, W) float32 in [0, 1], as `bench.data.load` gives them.
+        volumes: (N, C + K, D, H, W) float32 in [0, 1], as `bench.data.load` gives them.
         members: which of them validate.
         seed: of the noise.
         batch_size: how many the denoiser is given at a time; the result does not depend on it
             beyond rounding.
+        image_channels: C; the others are the condition. None: there is none.
+        labels: a class label for each of `volumes`; empty: they have none.
     """
 
     def __init__(
@@ -40,8 +44,11 @@ class Validation:
         seed: int,
         batch_size: int,
         device: torch.device,
+        image_channels: int | None = None,
+        labels: Sequence[int] = (),
     ) -> None:
-        self.volumes, self.members = volumes, members
+        self.volumes, self.members, self.labels = volumes, members, labels
+        self.image_channels = image_channels or volumes.shape[1]
         self.seed, self.batch_size, self.device = seed, batch_size, device
         self.diffusion = Diffusion(device=device)
         self.pairs = len(members) * math.ceil(LEAST_PAIRS / len(members))
@@ -62,14 +69,17 @@ class Validation:
     def noise(self, pair: int) -> Tensor:
         """ε of a pair, (C, D, H, W). Drawn on the CPU, so that it is the same on every device."""
         rng = np.random.default_rng([self.seed, pair])
-        shape = self.volumes.shape[1:]
+        shape = (self.image_channels, *self.volumes.shape[2:])
         return torch.from_numpy(rng.standard_normal(shape, dtype=np.float32))
 
     def _errors(self, pairs: range, denoise: Denoiser) -> list[float]:
-        chosen = np.stack([self.volumes[self.members[i % len(self.members)]] for i in pairs])
-        x_0 = self.diffusion.scale_in(torch.from_numpy(chosen).to(self.device))
+        members = [self.members[index % len(self.members)] for index in pairs]
+        volumes = self.diffusion.scale_in(whole(self.volumes, members).to(self.device))
+        x_0, condition = split_channels(volumes, self.image_channels)
         eps = torch.stack([self.noise(pair) for pair in pairs]).to(self.device)
         t = torch.tensor([self.timesteps[pair] for pair in pairs], device=self.device)
-        predicted = denoise(self.diffusion.q_sample(x_0, t, eps), t)
+        x_t = self.diffusion.q_sample(x_0, t, eps)
+        conditions = Conditions(condition, labels_of(self.labels, members, self.device))
+        predicted = given(denoise, conditions)(x_t, t)
         squares: list[float] = (predicted - eps).square().flatten(1).mean(dim=1).tolist()
         return squares

@@ -39,6 +39,14 @@ class Work:
     """A level and branch, of invertible networks; the others ignore it."""
     modality: str | None = None
     """Of each channel of a volume."""
+    condition: str | None = None
+    """Channels that the network is given; empty: none."""
+    classes: int | None = None
+    """Class labels that it is given; 0: none."""
+    drop_condition: float | None = None
+    """Share of the training volumes that are shown without what is given."""
+    target: str | None = None
+    """What the network predicts: eps, v or x0."""
     micro_batch: int | None = None
     """Volumes that pass through the network at a time; empty: the whole batch."""
     offload_bytes: int | None = None
@@ -306,6 +314,8 @@ class Record(
     """PYTORCH_ALLOC_CONF of the pool on a card; None: PyTorch's defaults, or no card."""
     sampling: bool | None = None
     """Predicted is a step of drawing volumes (--sampling); None: a training step."""
+    guidance: float | None = None
+    """Of that drawing (--guidance); 1: none."""
     idle_power_w: float | None = None
     """Of the device before the first trial, from the same source as the energy."""
     energy_above_idle_j: float | None = None
@@ -351,6 +361,8 @@ class Trained(Energy, Peak, Measurement, Setting, Ending, _Training):
     samples: int | None = None
     sampler: str | None = None
     sampler_steps: int | None = None
+    guidance: float | None = None
+    """Of the samples; 1: none."""
     subjects_train: int | None = None
     subjects_val: int | None = None
     """Volumes."""
@@ -498,6 +510,8 @@ class Fit(Way, Spread, Work):
     """PYTORCH_ALLOC_CONF that all of it was to fit with; None: with expandable segments."""
     sampling: bool | None = None
     """What can be drawn (--sampling); None: what trains."""
+    guidance: float | None = None
+    """Of that drawing (--guidance); 1: none."""
     largest_volume: Shape
     """The largest of the proportions of `volume` at batch 1; 0: not even the smallest."""
     largest_patch: Shape | None = None

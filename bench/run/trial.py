@@ -56,7 +56,7 @@ def run(plan: TrialPlan, events: Events, should_stop: Any = lambda: False) -> No
     if device.type == "cpu":
         events.found(warnings=[each.on_cpu for each in step.techniques if each.on_cpu])
     volumes = load(Path(plan.volumes))
-    batches = iterate_batches(volumes, plan.work, plan.training.seed, device, step.cut)
+    batches = iterate_batches(volumes, plan.work, plan.training.seed, device, step.cut, plan.labels)
 
     events.stage("warm-up")
     step(next(batches))

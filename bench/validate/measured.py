@@ -14,7 +14,7 @@ import torch
 import torch._dynamo  # an optimizer would load it, in the midst of a step
 
 from ..data.batches import moved
-from ..ddpm.step import Batch, TrainingStep
+from ..ddpm.step import Batch, TrainingStep, random_batch
 from ..harness.worker import Events, serve
 from ..methods import METHODS
 from ..probes.cost import StepProbe
@@ -45,8 +45,7 @@ def run(plan: DevicePlan, events: Events, should_stop: Callable[[], bool] = lamb
     with device:
         network = METHODS[plan.method].build(plan.work)
     step = TrainingStep(network, plan.work, plan.training, device)
-    shape = (plan.work.batch_size, len(plan.work.modality), *plan.work.volume)
-    batch = moved(step.cut(torch.rand(shape)), device)
+    batch = moved(step.cut(*random_batch(plan.work)), device)
     step(batch)
     step(batch)
     if on_card:

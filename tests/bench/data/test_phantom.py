@@ -11,7 +11,7 @@ import pytest
 from matplotlib.image import imread
 
 from bench.data import open_source, phantom
-from bench.data.phantom import ASSET, Phantom, brain
+from bench.data.phantom import ASSET, MASKS, Phantom, brain
 from bench.errors import UserError
 from docs.figures import make_asset
 
@@ -158,3 +158,31 @@ def test_the_command_draws_a_contact_sheet_with_heads(tmp_path, monkeypatch):
     picture = imread(path)[..., :3].mean(-1)
     assert picture.shape[1] > 1000
     assert 0.1 < (picture > 0.2).mean() < 0.9
+
+
+def test_masks_and_contrasts_of_the_same_people_are_conditions():
+    source = open_source("phantom", None, ("t1",), 16, seed=3, subjects=4, condition=("seg", "t2"))
+    assert source.channels == ("t1",)
+    assert source.condition == (*MASKS, "t2")
+    assert source.shape == (6, 16, 16, 16)
+    both = open_source("phantom", None, ("t1", "t2"), 16, seed=3, subjects=4)
+    for volume, images in zip(source, both, strict=True):
+        masks, brain = volume[1:5], volume[0] > 0
+        assert np.array_equal(volume[[0, 5]], images)
+        assert set(np.unique(masks)) <= {0, 1}
+        assert (masks.sum(0) <= 1).all()
+        assert (masks.sum(0)[brain] == 1).mean() > 0.95
+    white, grey, fluid, _ = (volume[0][mask == 1].mean() for mask in masks)
+    assert white > grey > fluid
+    again = open_source(
+        "phantom", None, ("t1",), 16, seed=3, subjects=4, condition=source.condition
+    )
+    assert np.array_equal(again[3], source[3])
+
+
+@pytest.mark.parametrize(
+    ("condition", "said"), [(("t1",), "each once"), (("flair",), "have t1 and")]
+)
+def test_conditions_that_there_are_not(condition, said):
+    with pytest.raises(UserError, match=f"--condition {condition[0]}: .*{said}"):
+        open_source("phantom", None, ("t1",), 16, condition=condition)

@@ -108,6 +108,20 @@ def test_x_0_is_found_under_the_true_noise():
     assert torch.allclose(diffusion.predict_x_0(x_t, t, eps), x_0, atol=1e-4)
 
 
+@pytest.mark.parametrize("target", ["eps", "v", "x0"])
+def test_every_target_says_the_same_noise(target):
+    diffusion = Diffusion()
+    x_0, eps = torch.randn(3, 1, 4, 4, 4), torch.randn(3, 1, 4, 4, 4)
+    t = torch.tensor([0, 700, 1990])
+    x_t = diffusion.q_sample(x_0, t, eps)
+    wanted = diffusion.wanted(target, x_0, t, eps)
+    found = diffusion.predict_eps(target, x_t, t, wanted)
+    assert torch.allclose(found, eps, atol=1e-4)
+    alpha_bar = diffusion.alpha_bar[t].float().view(3, 1, 1, 1, 1)
+    closed = {"eps": eps, "x0": x_0, "v": alpha_bar.sqrt() * eps - (1 - alpha_bar).sqrt() * x_0}
+    assert torch.allclose(wanted, closed[target], atol=1e-4)
+
+
 def test_each_sample_of_a_batch_has_its_own_t():
     diffusion = Diffusion()
     x_0, eps = torch.randn(2, 1, 4, 4, 4), torch.randn(2, 1, 4, 4, 4)

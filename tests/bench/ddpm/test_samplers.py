@@ -16,18 +16,22 @@ from torch import Tensor, nn
 from bench.data.nifti import read_volume, write_nifti
 from bench.ddpm.diffusion import TIMESTEPS, Diffusion, cosine_alpha_bar
 from bench.ddpm.samplers import (
+    Conditions,
     Start,
     ancestral,
     clipped,
+    denoiser,
     find_start,
     generate,
+    given,
     sampler_steps,
     strided,
 )
 from bench.methods import METHODS
-from bench.presets import Overrides
+from bench.presets import Overrides, Workload
 from bench.probes.memory import MemoryProbe
 from bench.quality.evaluation import sampling_memory
+from bench.sizes import Shape
 
 MEAN, SD = 0.2, 0.15
 """Of x_0 in [−1, 1]: 0.6 and 0.075 in [0, 1], where nothing is clamped."""
@@ -51,6 +55,55 @@ def test_a_sampler_recovers_a_known_gaussian(sampler, steps):
     assert volumes.std().item() == pytest.approx(0.075, abs=0.002)
     standard = (volumes - volumes.mean()) / volumes.std()
     assert standard.pow(4).mean().item() == pytest.approx(3, abs=0.15)  # a Gaussian's
+
+
+class BestOfTarget(nn.Module):
+    """Predicts v or x0 where `best_eps` predicts ε."""
+
+    def __init__(self, target: str) -> None:
+        super().__init__()
+        self.target, self.diffusion = target, Diffusion()
+
+    def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
+        eps = best_eps(x_t, t)
+        return self.diffusion.wanted(self.target, self.diffusion.predict_x_0(x_t, t, eps), t, eps)
+
+
+@pytest.mark.parametrize("target", ["v", "x0"])
+@pytest.mark.parametrize("sampler", ["ddpm-clipped", "ddim"])
+def test_a_network_of_another_target_draws_the_same(target, sampler):
+    work = METHODS["idm"].workload("small", Overrides(target=target))
+    denoise = denoiser(BestOfTarget(target), work, torch.device("cpu"))
+    found = generate(denoise, (1, 1, 4, 4, 4), sampler, 50, seed=1)
+    assert torch.allclose(
+        found, generate(best_eps, (1, 1, 4, 4, 4), sampler, 50, seed=1), atol=5e-3
+    )
+
+
+class MeanOfCondition(nn.Module):
+    """ε of volumes that are what their condition and their label say, and nothing otherwise."""
+
+    def forward(self, x: Tensor, t: Tensor, class_labels: Tensor) -> Tensor:
+        said = x[:, 1:] + torch.where(class_labels == 2, 0.0, 0.25 * class_labels).view(
+            -1, 1, 1, 1, 1
+        )
+        alpha_bar = cosine_alpha_bar()[t].float().view(-1, 1, 1, 1, 1)
+        return (x[:, :1] - alpha_bar.sqrt() * said) / (1 - alpha_bar).sqrt()
+
+
+def test_what_is_drawn_is_what_was_given_and_guidance_goes_beyond():
+    work = Workload(Shape(4), Shape(4), 1, (8,), 1, "fp32", condition=("seg",), classes=2)
+    prepared = torch.cat([torch.rand(3, 1, 4, 4, 4), torch.full((3, 1, 4, 4, 4), 0.25)], dim=1)
+    conditions = Conditions.of(work, prepared, torch.tensor([0, 1, 2])).some(slice(None), "cpu")
+    denoise = denoiser(MeanOfCondition(), work, torch.device("cpu"))
+    drawn = {
+        guidance: generate(given(denoise, conditions, guidance), (3, 1, 4, 4, 4), "ddim", 20)
+        for guidance in (0, 1, 2)
+    }
+    assert torch.allclose(drawn[0], torch.zeros(()), atol=1e-3)  # an empty condition: −1
+    for index, said in enumerate((0.25, 0.375, 0.25)):
+        assert torch.allclose(drawn[1][index], torch.tensor(said), atol=1e-3)
+        assert torch.allclose(drawn[2][index], torch.tensor(2 * said), atol=1e-3)
 
 
 @pytest.mark.parametrize("timestep", [1000, 1999])
@@ -82,9 +135,9 @@ def test_a_chain_starts_where_the_denoiser_knows_more_than_the_mean():
 
 def test_only_a_chain_from_the_mean_has_a_start():
     start = Start(600, torch.zeros(1, 2, 2, 2))
-    for sampler, given in (("ddpm-mean", None), ("ddpm-clipped", start)):
+    for sampler, wrong in (("ddpm-mean", None), ("ddpm-clipped", start)):
         with pytest.raises(ValueError, match="ddpm-mean begins at a start"):
-            generate(best_eps, (1, 1, 2, 2, 2), sampler, start=given)
+            generate(best_eps, (1, 1, 2, 2, 2), sampler, start=wrong)
 
 
 @pytest.mark.parametrize("steps", [10, 50])

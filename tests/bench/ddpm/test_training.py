@@ -85,6 +85,39 @@ def test_patches_are_cut_and_their_place_is_told():
     assert torch.isfinite(step(torch.rand(2, 1, 8, 8, 8)))
 
 
+@pytest.mark.parametrize("target", ["eps", "v", "x0"])
+def test_a_condition_is_shown_as_it_is_and_what_is_learnt_is_the_target(target):
+    work = METHODS["idm"].workload("small", replace(TINY, condition=("seg", "t2"), target=target))
+    work = replace(work, classes=2)
+    step = TrainingStep(METHODS["idm"].build(work), work, Training(lambda_r=0.5))
+    volumes = torch.rand(2, 3, 8, 8, 8)
+    torch.manual_seed(1)
+    x_t, t, wanted, keywords = step.noised(step.cut(volumes, torch.tensor([1, 0])))
+    torch.manual_seed(1)
+    torch.randint(2000, (2,))
+    eps, x_0 = torch.randn(2, 1, 8, 8, 8), volumes[:, :1] * 2 - 1
+    assert torch.equal(x_t[:, :1], step.diffusion.q_sample(x_0, t, eps))
+    assert torch.equal(x_t[:, 1:], volumes[:, 1:] * 2 - 1)
+    assert torch.equal(wanted, step.diffusion.wanted(target, x_0, t, eps))
+    assert keywords["class_labels"].tolist() == [1, 0]
+    assert torch.isfinite(step(step.cut(volumes, torch.tensor([1, 0]))))
+
+
+def test_some_volumes_are_shown_without_their_condition():
+    work = METHODS["patchddm"].workload(
+        "small", replace(TINY, condition=("seg",), drop_condition=0.25, batch_size=400)
+    )
+    work = replace(work, classes=2)
+    step = TrainingStep(METHODS["patchddm"].build(work), work)
+    torch.manual_seed(0)
+    labels = torch.ones(400, dtype=torch.int64)
+    x_t, _, _, keywords = step.noised(step.cut(torch.full((400, 2, 8, 8, 8), 0.75), labels))
+    without = (x_t[:, 1:] == -1).flatten(1).all(1)
+    assert 70 <= without.sum() <= 130  # 100 are expected, ± 9
+    assert (x_t[~without, 1:] == 0.5).all()
+    assert torch.equal(keywords["class_labels"], torch.where(without, 2, 1))
+
+
 @pytest.mark.parametrize(("given", "expected"), [({"steps": 4}, 4), ({"seconds": 1e-9}, 1)])
 def test_a_window_is_so_many_steps_or_seconds_and_at_least_one_step(given, expected):
     window = Window(**given)

@@ -12,7 +12,8 @@ from torch import nn
 from torch.distributed._tools.mem_tracker import MemTracker
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bench.ddpm.step import TrainingStep, make_state
+from bench.ddpm.samplers import Conditions, denoiser, given
+from bench.ddpm.step import TrainingStep, make_state, random_batch
 from bench.errors import UserError
 from bench.methods import METHODS
 from bench.predict import predict, predict_method
@@ -114,6 +115,52 @@ def test_memtracker_agrees_at_equal(name):
 
     assert predict(name, preset="equal", device="cpu").peak_memory_bytes == tracked
     assert predict(name, preset="equal").peak_memory_bytes == tracked
+
+
+GIVEN = Overrides(
+    volume=16, patch=16, batch_size=2, condition=("seg", "t2"), drop_condition=0.1, target="v"
+)
+
+
+@pytest.mark.parametrize("name", ["unet", "patchddm", "idm", "idm-lean", "idm+wavelet+patch"])
+def test_a_conditional_training_is_predicted_to_the_byte(name):
+    """Masks, class labels, some dropped, another target; and FLOPs by both ways to count."""
+    channels = (8, 16, 32) if "wavelet" in name else (8, 16)
+    patch = 8 if "patch" in name else 16
+    overrides = replace(GIVEN, channels=channels, patch=patch)
+    method = METHODS[name]
+    work = replace(method.workload("small", overrides), classes=3)
+    step = TrainingStep(method.build(work), work)
+    step(step.cut(*random_batch(work)))
+    batch = step.cut(*random_batch(work))
+    probe = StepProbe(step.network, step.optimizer, "cpu", tensors_in(batch))
+    probe.start()
+    step(batch)
+    measured = probe.stop().columns()
+    x_t, t, _, keywords = step.noised(batch)
+    assert x_t.shape[1] == 3
+    measured["flops_forward"] = forward_flops(step.network, x_t, t, **keywords)
+    del measured["peak_memory_source"]
+
+    columns = predict_method(method, work, device="cpu").columns()
+    assert {key: columns[key] for key in measured} == measured
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_drawing_under_a_condition_is_predicted_to_the_byte(guidance):
+    method = METHODS["idm"]
+    work = replace(method.workload("small", replace(GIVEN, channels=(8, 16))), classes=3)
+    prediction = predict_method(method, work, device="cpu", sampling=True, guidance=guidance)
+    conditions = Conditions.of(work, *random_batch(work)).some(slice(None), "cpu")
+    network = method.build(work)
+    denoise = given(denoiser(network, work, torch.device("cpu")), conditions, guidance)
+    measured = sampling_memory(network, (2, 1, 16, 16, 16), denoise, conditions)
+    assert prediction.peak_memory_bytes == measured.peak_memory_bytes
+    once = predict_method(method, work, device="cpu", sampling=True)
+    # Maps of weights alone are made once for both halves of a guided batch.
+    assert prediction.flops_step == pytest.approx(
+        once.flops_step * (2 if guidance != 1 else 1), rel=1e-4
+    )
 
 
 @pytest.mark.parametrize("name", ["unet", "patchddm", "idm"])

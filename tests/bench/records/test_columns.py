@@ -34,7 +34,7 @@ HAS_ANOTHER_NAME = {
     "models": "method", "repeats": "repeat", "seeds": "seed", "memory_limit": "memory_limit_bytes",
     "budget": "budget_bytes", "minutes": "window_limit_s", "seconds": "window_limit_s",
     "country": "co2_source", "train": "subjects_train", "val": "subjects_val",
-    "pad": "padded_from", "data_dir": "data", "idle": "idle_power_w",
+    "labels": "classes", "pad": "padded_from", "data_dir": "data", "idle": "idle_power_w",
 }  # fmt: skip
 """Setting -> the column that holds it; of `steps` see below."""
 CHANGES_NO_NUMBER = {
