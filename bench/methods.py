@@ -23,6 +23,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
+from importlib.util import find_spec
 from types import MappingProxyType
 from typing import Any
 
@@ -54,10 +55,17 @@ class Method:
     """Techniques that the network itself carries out."""
     halves: bool = True
     """Whether each level of the network but the last halves the sides."""
+    requires: tuple[str, ...] = ()
+    """Packages that it builds with, and that are no dependencies of this one."""
 
     @property
     def kind(self) -> Kind:
         return worst_kind((*self.within, *self.techniques))
+
+    @property
+    def missing(self) -> list[str]:
+        """Of `requires`, what is not installed."""
+        return [package for package in self.requires if find_spec(package) is None]
 
     def columns(self) -> dict[str, Any]:
         """As in `runs.csv`."""
@@ -70,6 +78,10 @@ class Method:
 
     def workload(self, preset: str, overrides: Overrides | None = None) -> Workload:
         """What this method trains on in `preset`; raises UserError where it cannot."""
+        if self.missing:
+            raise UserError(
+                f"--models {self.name}: not installed: pip install {' '.join(self.missing)}"
+            )
         fixed = {name: value for each in self.techniques for name, value in each.work.items()}
         patches = bool(fixed.pop("patches", False))
         work = workload(preset, self.published, overrides, fixed, patches)
@@ -160,11 +172,15 @@ def _method(
     return Method(
         name, partial(found.build, **options), found.PUBLISHED, network or name,
         tuple(TECHNIQUES[each] for each in techniques), tuple(TECHNIQUES[each] for each in within),
+        requires=getattr(found, "REQUIRES", ()),
     )  # fmt: skip
 
 
 class _Methods(Mapping[str, Method]):
-    """By name: those of this benchmark, which it lists, and all that can be composed of them."""
+    """By name: those of this benchmark, and all that can be composed of them.
+
+    It lists the former, of those that are built with other packages where these are installed.
+    """
 
     def __init__(self, *methods: Method) -> None:
         self.names = {method.name: method for method in methods}
@@ -176,10 +192,10 @@ class _Methods(Mapping[str, Method]):
             raise KeyError(str(error)) from None
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self.names)
+        return (name for name, each in self.names.items() if not each.missing)
 
     def __len__(self) -> int:
-        return len(self.names)
+        return len(list(iter(self)))
 
 
 METHODS = _Methods(
@@ -190,6 +206,7 @@ METHODS = _Methods(
     _method("idm-lean", "models.idm.lean", within=("fused-backward", "adam8bit"), network="idm"),
     _method("idm-stored", "models.idm", network="idm", backward="stored"),
     _method("wdm", "baselines.wdm", "wavelet"),
+    _method("iunet", "baselines.iunet"),
 )
 
 

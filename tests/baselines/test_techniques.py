@@ -83,7 +83,7 @@ def test_an_exact_technique_gives_the_gradients_of_the_bare_network(network, tec
         assert (gradient - changed[name]).norm() <= 1e-10 * max(gradient.norm(), 1e-4 * most), name
 
 
-@pytest.mark.parametrize(("network", "technique"), [*GRID, *OTHERS, ("wdm", "")])
+@pytest.mark.parametrize(("network", "technique"), [*GRID, *OTHERS, ("wdm", ""), ("iunet", "")])
 def test_two_steps_take_the_bytes_that_were_predicted(network, technique):
     if technique == "fp16":
         pytest.skip("a CPU's float16 convolutions take minutes")

@@ -9,6 +9,7 @@ from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import bench
+from bench.methods import METHODS
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = {"bench": "idm_bench", "models": "idm_bench.models", "baselines": "idm_bench.baselines"}
@@ -31,17 +32,17 @@ def test_every_folder_with_code_is_a_package():
 
 
 def test_every_library_that_is_imported_is_a_dependency():
-    """Not that of another dependency, which may drop it."""
-    named = {
-        _normal(re.split(r"[<>=\[; ]", line)[0]) for line in PYPROJECT["project"]["dependencies"]
-    }
+    """Not that of another dependency, which may drop it; or a method says that it requires it."""
+    named = _names(PYPROJECT["project"]["dependencies"])
+    required = {_normal(each) for method in METHODS.names.values() for each in method.requires}
+    assert required <= _names(PYPROJECT["project"]["optional-dependencies"]["peers"])
     owners = packages_distributions()
     missing = {
         (path.relative_to(ROOT).as_posix(), module)
         for path in _sources()
         for module in _imported(path)
         if module not in sys.stdlib_module_names
-        and not named & {_normal(owner) for owner in owners.get(module, [module])}
+        and not (named | required) & {_normal(owner) for owner in owners.get(module, [module])}
     }
     assert not missing
 
@@ -51,6 +52,10 @@ def test_the_version_can_be_asked_without_an_installation():
     assert "version" in PYPROJECT["project"]["dynamic"]  # bench.__version__ is the one place
     citation = ROOT / "CITATION.cff"
     assert f"version: {bench.__version__}" in citation.read_text().splitlines()
+
+
+def _names(requirements: list[str]) -> set[str]:
+    return {_normal(re.split(r"[<>=\[; ]", line)[0]) for line in requirements}
 
 
 def _sources() -> list[Path]:
