@@ -178,6 +178,7 @@ def predict(
     device: Device = "cuda",
     gpus: int = 1,
     shard: bool | Units = False,
+    sampling: bool = False,
     preset: str = "paper",
     **overrides: Any,
 ) -> Prediction:
@@ -193,7 +194,7 @@ def predict(
             of its keywords. Or a function that makes it.
         optimizer: over the network's parameters; several, as a list, all step after one backward
             pass; or a function of the parameters, such as `torch.optim.AdamW`. None: a forward pass
-            without gradients, as in sampling.
+            without gradients, as in sampling; what `loss` returns is what is drawn.
         loss: `loss(network, batch) -> scalar`; default: the mean square of the network's output,
             in float32, which stands for any loss without parameters of its own. `torch.autocast`
             belongs in here.
@@ -205,6 +206,7 @@ def predict(
         shard: FSDP2 (`fully_shard`) of every member of the network's lists of modules (ModuleList,
             ModuleDict), or of the modules that the network's `shard_units()` returns, and of the
             whole. Or a function from the network to those modules.
+        sampling: with a name: a step of drawing volumes, whole ones, in place of a training step.
         preset: with a name: the workload (`bench.presets`).
         overrides: with a name: values of the workload (fields of `bench.presets.Overrides`), such
             as `batch_size=8`.
@@ -220,12 +222,16 @@ def predict(
         from ..methods import find_methods
 
         (method,) = find_methods([network])
-        work = method.workload(preset, Overrides(**overrides))
-        return predict_method(method, work, device=device, gpus=gpus, shard=shard)
+        given = Overrides(**overrides)
+        work = method.workload(preset, seen_whole(method, preset, given) if sampling else given)
+        return predict_method(
+            method, work, device=device, sampling=sampling, gpus=gpus, shard=shard
+        )
     if batch is None:
         raise TypeError("predict(network, batch, optimizer): a network of your own needs a batch")
-    if overrides:
-        raise TypeError(f"{', '.join(overrides)}: only for a method, given by its name")
+    if overrides or sampling:
+        names = ", ".join([*overrides, *(["sampling"] if sampling else [])])
+        raise TypeError(f"{names}: only for a method, given by its name")
     refuse_what_cannot_be(gpus, shard, sampling=optimizer is None and step is None)
     cluster = Cluster(gpus, shard)
     return _predict_own(network, batch, optimizer, loss or mean_square, step, device, cluster)

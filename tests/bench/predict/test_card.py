@@ -272,6 +272,31 @@ def test_what_moves_to_the_host_is_counted_there(pinned):
     assert "on the host" in str(prediction)
 
 
+class MomentumOnTheHost(torch.optim.SGD):
+    """In the manner of ZeRO-Offload: the state, and what is computed of it, lie with the host."""
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for p in group["params"]:
+                if "momentum" not in self.state[p]:
+                    self.state[p]["momentum"] = torch.zeros(p.shape, device="cpu")
+                momentum = self.state[p]["momentum"].mul_(0.9).add_(p.grad.to("cpu"))
+                p.sub_(momentum.to(p.device), alpha=group["lr"])
+
+
+def test_offloaded_optimizer_state_is_counted_on_the_host():
+    network, batch = nn.Linear(64, 64, bias=False), torch.empty(8, 64)
+    weights = network.weight.nbytes
+    prediction = predict(network, batch, lambda p: MomentumOnTheHost(p, lr=0.1))
+
+    assert prediction.parts[Part.OPTIMIZER] == 0
+    assert prediction.host_bytes == 2 * weights  # the momentum, and a gradient on its way into it
+    usual = predict(network, batch, lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9))
+    assert usual.parts[Part.OPTIMIZER] == weights
+    assert usual.host_bytes == 0
+
+
 def test_the_card_may_come_after_a_backward_pass():
     """PyTorch makes its threads for backward passes at the first, for the devices of then."""
     script = """

@@ -176,6 +176,41 @@ def test_drawing_is_predicted_to_the_byte(name):
     assert prediction.flops_step > prediction.flops_forward > 0
 
 
+def test_drawing_by_name_sees_whole_volumes():
+    """As `predict --sampling` does; guidance takes both halves of its batch at once."""
+    work = {"preset": "small", "volume": 16, "channels": (8, 16)}
+    drawn = predict("patchddm", sampling=True, **work)
+    assert drawn.parts[Part.GRADIENT] == drawn.parts[Part.OPTIMIZER] == 0
+    assert drawn.flops_forward == predict("patchddm", patch=16, **work).flops_forward
+    guided = predict("patchddm", sampling=True, batch_size=4, **work)
+    assert guided.flops_forward == 2 * drawn.flops_forward
+    with pytest.raises(TypeError, match="sampling: only for a method"):
+        predict(Net(), torch.randn(64, 16), sampling=True)
+
+
+def test_a_decoder_is_predicted_to_the_byte():
+    """From latents to a volume of eight times the sides; nothing is kept for gradients."""
+    decoder = nn.Sequential(
+        nn.Conv3d(3, 16, 3, padding=1), nn.GroupNorm(4, 16), nn.SiLU(),
+        *(nn.ConvTranspose3d(16, 16, 2, stride=2) for _ in range(3)), nn.Conv3d(16, 1, 1),
+    )  # fmt: skip
+    autoencoder = nn.ModuleDict({"encoder": nn.Conv3d(1, 3, 8, stride=8), "decoder": decoder})
+    latents = torch.randn(1, 3, 4, 4, 4)
+
+    def decode(network, latents):
+        return network["decoder"](latents)
+
+    prediction = predict(autoencoder, latents, loss=decode, device="cpu")
+    probe = StepProbe(autoencoder, torch.optim.SGD(autoencoder.parameters()), "cpu", [latents])
+    with torch.no_grad():
+        probe.start()
+        volume = decode(autoencoder, latents)
+        measured = probe.stop()
+    assert volume.shape == (1, 1, 32, 32, 32)
+    assert prediction.peak_memory_bytes == measured.peak_memory_bytes
+    assert prediction.flops_step == measured.flops_step > 0
+
+
 def test_the_whole_volume_is_predicted_without_allocating_it():
     """256³: its activations would be 8 GiB and more."""
     prediction = predict("patchddm", preset="full-volume")
