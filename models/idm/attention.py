@@ -81,10 +81,12 @@ class InvertibleAttention(nn.Module):
             flat = features.flatten(2)
             even, odd = checkerboard(y1.shape[2:], y1.device)
             here, there = flat.index_select(2, odd), flat.index_select(2, even)
+            width = features.shape[1] // self.heads
             attended = F.scaled_dot_product_attention(
-                self._split(self.query(here)), self._split(self.key(there)), self._split(there)
-            )
-            attended = attended.transpose(2, 3).flatten(1, 2)
+                self._split(self.query(here)), self._split(self.key(there)), self._split(there),
+                scale=1 / math.sqrt(width),
+            )  # fmt: skip
+            attended = attended[..., :width].transpose(2, 3).flatten(1, 2)
             s = self.exponent(flat.index_add(2, odd, attended).view_as(features))
         return torch.exp2(torch.tanh(s.to(y1.dtype)) * self._parity(y1))
 
@@ -93,9 +95,11 @@ class InvertibleAttention(nn.Module):
         return y * (1 - self._parity(y))
 
     def _split(self, x: Tensor) -> Tensor:
-        """(B, C, N) -> (B, heads, N, C / heads)"""
-        # Contiguous, or else the memory-efficient kernels decline and an N × N matrix is made.
-        return x.unflatten(1, (self.heads, -1)).transpose(2, 3).contiguous()
+        """(B, C, N) -> (B, heads, N, C / heads), with zeros up to whole 16 bytes a head"""
+        # Contiguous and in 16 bytes, or else a card's kernels decline and make an N × N matrix.
+        heads = x.unflatten(1, (self.heads, -1)).transpose(2, 3)
+        rest = -heads.shape[-1] % (16 // x.element_size())
+        return F.pad(heads, (0, rest)) if rest else heads.contiguous()
 
     @staticmethod
     def _parity(like: Tensor) -> Tensor:

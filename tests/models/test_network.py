@@ -309,6 +309,22 @@ def test_attention_looks_at_the_whole_volume():
     assert (layer(far) != layer(y))[0, :, 7, 7, 7].any()
 
 
+@pytest.mark.parametrize("channels", [6, 9, 36])
+def test_attention_of_heads_of_any_width_is_the_formula(channels):
+    """Filled up to whole 16 bytes, as a card's kernels want them, they are what they were."""
+    layer = perturbed(InvertibleAttention(channels), 0.1)
+    y = torch.randn(2, channels, 4, 4, 4)
+    even, odd = checkerboard(y.shape[2:], y.device)
+    features = layer.values(layer.even(y))
+    flat = features.flatten(2)
+    query, key = layer.query(flat[..., odd]), layer.key(flat[..., even])
+    weights = (query.transpose(1, 2) @ key / channels**0.5).softmax(dim=2)
+    attended = flat[..., even] @ weights.transpose(1, 2)
+    s = layer.exponent(flat.index_add(2, odd, attended).view_as(features))
+    factor = torch.exp2(torch.tanh(s) * parity(y.shape[2:], y.device))
+    torch.testing.assert_close(layer.factor(layer.even(y)), factor, rtol=1e-5, atol=1e-6)
+
+
 def test_the_checkerboard():
     even, odd = checkerboard(torch.Size((2, 4)), torch.device("cpu"))
     assert even.tolist() == [0, 2, 5, 7]

@@ -194,6 +194,19 @@ def test_the_formula_keeps_all_pairs(card):
     assert nbytes == 3 * B * H * N * 33 * 4 + B * H * N * N * 4
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("channels", [(8, 16), (300, 320)])
+def test_an_idm_of_any_width_makes_no_matrix_of_all_pairs(precision, channels):
+    """Skips of 6 and of 260 channels, in one head each: neither is a multiple of 16 bytes."""
+    prediction = predict(
+        "idm", preset="small", volume=16, batch_size=1, channels=channels, couplings=1,
+        precision=precision,
+    )  # fmt: skip
+    names = " ".join(operator.name for operator in prediction.operators)
+    assert "softmax" not in names
+    assert "_attention_backward" in names
+
+
 def test_a_mask_rules_out_the_flash_kernel(card):
     mask = torch.empty(N, N, dtype=torch.bool, device=card)
     name, _ = kept(card, B, H, N, C, dtype=torch.bfloat16, mask=mask)
