@@ -16,6 +16,7 @@ from .presets import (
     Hertz,
     Minutes,
     Overrides,
+    Reading,
     Sampler,
     Samples,
     Seconds,
@@ -48,10 +49,12 @@ class RunCommand:
     backends: Annotated[Backends, tyro.conf.OmitArgPrefixes] = field(default_factory=Backends)
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
-    data: Literal["phantom", "brats", "synapse"] = "phantom"
-    """Volumes to train on: phantom (embedded brains), a BraTS folder, SynapseMNIST3D."""
+    data: Literal["phantom", "brats", "synapse", "nifti"] = "phantom"
+    """Volumes to train on: phantom (embedded brains), a BraTS folder, SynapseMNIST3D, or any NIfTI
+    scans, named by --modality."""
     data_dir: Path | None = None
-    """The BraTS folder, or the .npz of SynapseMNIST3D (or its folder)."""
+    """The folder of the scans, a CSV manifest, a dataset.json; the .npz of SynapseMNIST3D."""
+    reading: Annotated[Reading, tyro.conf.OmitArgPrefixes] = field(default_factory=Reading)
     subjects: Count | None = None
     """Number of volumes at most; None: all, of embedded brains 32 up to 64³, fewer above."""
     cache_dir: Path | None = None
@@ -268,10 +271,12 @@ class QualityCommand:
     backends: Annotated[Backends, tyro.conf.OmitArgPrefixes] = field(default_factory=Backends)
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
-    data: Literal["phantom", "brats", "synapse"] = "phantom"
-    """Volumes: phantom (embedded brains), a BraTS folder, SynapseMNIST3D."""
+    data: Literal["phantom", "brats", "synapse", "nifti"] = "phantom"
+    """Volumes: phantom (embedded brains), a BraTS folder, SynapseMNIST3D, or any NIfTI scans, named
+    by --modality."""
     data_dir: Path | None = None
-    """The BraTS folder, or the .npz of SynapseMNIST3D (or its folder)."""
+    """The folder of the scans, a CSV manifest, a dataset.json; the .npz of SynapseMNIST3D."""
+    reading: Annotated[Reading, tyro.conf.OmitArgPrefixes] = field(default_factory=Reading)
     subjects: Count | None = None
     """Number of volumes at most; None: all, of embedded brains 128 up to 64³, fewer above. 80 % are
     for training, 10 % for validation, 10 % are kept for a test."""

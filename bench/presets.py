@@ -1,6 +1,7 @@
 """The named workloads: what each method trains on, and the ranges of what can be typed."""
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, get_args, get_type_hints
@@ -26,6 +27,7 @@ Weight = Annotated[float, Interval(ge=0, le=1e9)]
 Decay = Annotated[float, Interval(ge=0, lt=1)]
 Share = Annotated[float, Interval(ge=0, le=1)]
 Guidance = Annotated[float, Interval(ge=0, le=1000)]
+Intensity = Annotated[float, Interval(ge=-1e9, le=1e9)]
 
 Precision = Literal["fp32", "bf16", "fp16"]
 Target = Literal["eps", "v", "x0"]
@@ -140,10 +142,12 @@ class Overrides:
     """Couplings a level and branch, for invertible networks."""
     precision: Precision | None = None
     """fp32; bf16 or fp16, 16-bit autocast."""
-    modality: tuple[Literal["t1", "t2"], ...] | None = None
-    """MRI contrasts: t1, t2, or both."""
+    modality: tuple[str, ...] | None = None
+    """Images to learn, a channel each: t1, t2; of BraTS also t1ce, flair; with --data nifti a name
+    and the glob of its files, t1=*_T1w.nii.gz, or a column of the manifest."""
     condition: tuple[str, ...] | None = None
-    """What the network is given beside the noise, a channel each: another contrast, a mask."""
+    """What the network is given beside the noise: other images and masks, named like modalities, a
+    channel for each label of a mask; a column of class labels of the manifest."""
     target: Target | None = None
     """What the network predicts: eps, the noise; x0, the volume; v, a mixture of both."""
     drop_condition: Share | None = None
@@ -157,7 +161,43 @@ class Overrides:
         _make_shapes(self)
 
 
+@dataclass(frozen=True)
+class Reading:
+    """How scans become volumes, for --data brats and nifti."""
+
+    window: tuple[Intensity, Intensity] | None = None
+    """Intensities that become 0 and 1, such as -1000 1000 of a CT; None: 0.5 and 99.5 percentiles
+    of the head."""
+    spacing: str | None = None
+    """Millimetres of a voxel: 1.5, or 1x1x3; None: such that the head fills the volume."""
+
+
 _OF_TECHNIQUES = frozenset({"micro_batch", "offload_bytes"})
+
+
+def name_columns(typed: Sequence[str], flag: str) -> dict[str, str | None]:
+    """Name -> glob or None, of `t1=*_T1w.nii.gz` or `t1`; UserError for what is neither."""
+    columns: dict[str, str | None] = {}
+    for each in typed:
+        name, equals, glob = each.partition("=")
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,40}", name) or (equals and not glob):
+            raise UserError(f"{flag} {each}: give a name (t1), or a name and a glob (t1=*_T1w.nii)")
+        if name in columns:
+            raise UserError(f"{flag} {' '.join(typed)}: name each modality once")
+        columns[name] = glob or None
+    return columns
+
+
+def parse_spacing(text: str | None) -> tuple[float, float, float] | None:
+    """Millimetres along each axis, of "1.5" or "1x1x3"; UserError for what is none."""
+    if text is None:
+        return None
+    number = r"[0-9]*\.?[0-9]+"
+    if re.fullmatch(rf"{number}(x{number}x{number})?", text):
+        sides = [float(side) for side in text.split("x")] * (1 if "x" in text else 3)
+        if all(0.05 <= side <= 50 for side in sides):
+            return sides[0], sides[1], sides[2]
+    raise UserError(f"--spacing {text}: give the millimetres of a voxel, 1.5 or 1x1x3; 0.05 to 50")
 
 
 def _make_shapes(setting: Any) -> None:
@@ -193,6 +233,8 @@ def workload(
     }
     if overrides is not None:
         check_ranges(overrides)
+    for name in given.keys() & {"modality", "condition"}:
+        given[name] = tuple(name_columns(given[name], f"--{name}"))
     precision = techniques.get("precision", given.get("precision"))
     if given.get("precision", precision) != precision:
         raise UserError(f"--precision {given['precision']}: the method's own is {precision}")

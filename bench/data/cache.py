@@ -10,13 +10,15 @@ import math
 import os
 import secrets
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
 from ..errors import UserError
+from ..sizes import Shape
+from .geometry import centred_affine, voxel_size
 from .source import PREPROCESSING, Source
 
 BLOCK = 1 << 20
@@ -43,7 +45,9 @@ def prepare(
     identity = _identity(source)
     key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
     path = Path(cache_dir) / f"{source.name}-{source.volume}-{key}.npy"
-    if _is_sound(path, identity):
+    note = _sound_note(path, identity)
+    if note is not None:
+        source.remarks = note["remarks"]
         return path
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -67,6 +71,26 @@ def load(path: Path) -> np.ndarray:
     if _note(path) is None:
         raise UserError(f"{path}: not a complete cache of volumes; start the run again")
     return np.load(path, mmap_mode="r", allow_pickle=False)
+
+
+def load_affines(path: Path) -> np.ndarray:
+    """(N, 4, 4), from the voxels of each volume of `prepare` to mm. Raises as `load`."""
+    note = _note(path)
+    if note is None:
+        raise UserError(f"{path}: not a complete cache of volumes; start the run again")
+    return np.array(note["affines"], dtype=float)
+
+
+def load_typical_affine(path: Path, indices: Sequence[int]) -> np.ndarray:
+    """(4, 4), of a volume that is nobody's: that of these volumes where it is the same for all.
+
+    Where it differs, the mean size of their voxels, the middle of the volume at the origin.
+    """
+    affines = load_affines(path)[list(indices)]
+    if (affines == affines[0]).all():
+        return affines[0]
+    shape = Shape(load(path).shape[2:])
+    return centred_affine(np.mean([voxel_size(each) for each in affines], axis=0), shape)
 
 
 def _identity(source: Source) -> dict[str, Any]:
@@ -104,7 +128,11 @@ def _write(
             file.flush()
             os.fsync(file.fileno())
             checksum = _checksum(file)
-        note = {"shape": shape, "checksum": checksum, "identity": identity}
+        affines = [source.affine(index).tolist() for index in range(len(source))]
+        note = {
+            "shape": shape, "checksum": checksum, "identity": identity, "affines": affines,
+            "remarks": source.remarks,
+        }  # fmt: skip
         os.replace(temporary, path)
         temporary.write_text(json.dumps(note, indent=1), encoding="utf-8")
         os.replace(temporary, path.with_suffix(".json"))
@@ -129,17 +157,18 @@ def _note(path: Path) -> dict[str, Any] | None:
         with path.open("rb") as file:
             begins = file.read(len(header)) == header
             long = file.seek(0, os.SEEK_END) == len(header) + 4 * math.prod(shape)
-        return note if begins and long else None
+        placed = np.array(note["affines"], dtype=float).shape == (shape[0], 4, 4)
+        return note if begins and long and placed and isinstance(note["remarks"], dict) else None
     except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None
 
 
-def _is_sound(path: Path, identity: dict[str, Any]) -> bool:
+def _sound_note(path: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
     note = _note(path)
     if note is None or note.get("identity") != identity:
-        return False
+        return None
     with path.open("rb") as file:
-        return _checksum(file) == note.get("checksum")
+        return note if _checksum(file) == note.get("checksum") else None
 
 
 def _checksum(file: BinaryIO) -> int:

@@ -48,6 +48,7 @@ class SynapseMNIST3D(Source):
     channels = ("em",)
 
     def __init__(self, data_dir: Path | None, volume: Shape, subjects: int | None = None) -> None:
+        super().__init__()
         self.volume = self.content = Shape(volume)
         self.path = _archive(data_dir, volume)
         self.parts = _check(self.path)

@@ -39,6 +39,7 @@ SIGNAL = {
     "t2": np.array([0.30, 0.48, 1.00, 0.80, 0.68, 0.96], dtype=np.float32),
 }
 TEXTURE = {"t1": 1.0, "t2": -0.7}
+ROOM = (1.03, 1.09)  # of a volume, to the average head: least and most
 
 
 def default_count(volume: Shape) -> int:
@@ -70,10 +71,12 @@ class Phantom(Source):
                     raise UserError(
                         f"--{flag} {name}: the embedded brains have {' and '.join(known)}"
                     )
+        super().__init__()
         self.channels = modality
         expanded = (MASKS if name == "seg" else (name,) for name in condition)
         self.condition = tuple(itertools.chain.from_iterable(expanded))
         self.volume = self.content = Shape(volume)
+        self.millimetres = float(2 * (atlas().extent / self.content.sides).max() * sum(ROOM) / 2)
         self.seed = seed
         count = default_count(volume) if subjects is None else subjects
         self.subjects = [f"phantom-{index:04d}" for index in range(count)]
@@ -162,7 +165,7 @@ def _pose(rng: np.random.Generator, sides: tuple[int, ...]) -> np.ndarray:
     """Where each voxel lies in the average head: (3, *sides), mm from its centre."""
     # The axis along which the head fills the volume: BraTS volumes are cut to the brain.
     fullest = int(np.argmax(atlas().extent / sides))
-    span = 2 * atlas().extent[fullest] * rng.uniform(1.03, 1.09)
+    span = 2 * atlas().extent[fullest] * rng.uniform(*ROOM)
     stretch = np.diag(rng.uniform([0.93, 1.0, 0.93], [1.09, 1.0, 1.09]))
     shear = np.eye(3) + np.triu(rng.normal(0, 0.02, size=(3, 3)), 1)
     angles = rng.normal(0, 0.05, size=3)

@@ -13,14 +13,14 @@ from ..errors import UserError
 from ..sizes import Shape
 from .source import Source
 
-# BraTS 2023 names a visit: BraTS-GLI-00012-001 is the second visit of patient BraTS-GLI-00012.
-VISIT = re.compile(r"^(BraTS-[A-Za-z]+-\d+)-\d+$")
+# How a visit is named: since BraTS 2023 BraTS-GLI-00012-001, in BIDS sub-01_ses-2 or sub-01/ses-2.
+VISIT = re.compile(r"^(BraTS-[A-Za-z]+-\d+)-\d+$|^(?:.*/)?(sub-[A-Za-z0-9]+)[_/].*$")
 
 
 def patient(subject: str) -> str:
     """The person behind a subject id."""
     match = VISIT.match(subject)
-    return match.group(1) if match else subject
+    return match.group(1) or match.group(2) if match else subject
 
 
 def split(subjects: Sequence[str], seed: int) -> dict[str, list[str]]:
@@ -89,7 +89,12 @@ def describe_split(sources: Mapping[Shape, Source], seed: int) -> dict[str, Any]
     return {
         "seed": seed,
         "splits": [
-            {"data": source.name, "volume": shape.as_json(), **split(source.subjects, seed)}
+            {
+                "data": source.name,
+                "volume": shape.as_json(),
+                **split(source.subjects, seed),
+                **({"left_out": source.left_out} if source.left_out else {}),
+            }
             for shape, source in sources.items()
         ],
     }

@@ -39,6 +39,8 @@ class Launcher(ABC, Generic[Command, AnyPlan, AnyRun]):
     """What is run, in the plural."""
     of_a_resumption: ClassVar[tuple[str, ...]]
     """Flags that may stand beside --resume."""
+    about_data: Mapping[str, Any] = {}
+    """What environment.json is to say of the data, since `plan`."""
 
     def __init__(self, command: Command, console: Console) -> None:
         self.command, self.console = command, console
@@ -107,7 +109,8 @@ class Launcher(ABC, Generic[Command, AnyPlan, AnyRun]):
         run = self.create(plans)
         with run.locked():
             configuration = {"configuration": to_json(self.command)}
-            run.write_environment(describe_environment(sys.argv, plans) | configuration | notes)
+            environment = describe_environment(sys.argv, plans) | configuration
+            run.write_environment({**environment, **self.about_data, **notes})
             return self._carry_out(run, plans, plans)
 
     def _resume(self, folder: Path) -> int:

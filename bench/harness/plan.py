@@ -5,7 +5,7 @@ from typing import Any
 
 from ..ddpm.step import Training
 from ..methods import METHODS
-from ..presets import CountOr0, Workload
+from ..presets import CountOr0, Reading, Workload
 from ..records.rows import setting_columns
 from .backends import Backends
 from .window import Window
@@ -27,6 +27,7 @@ class Plan:
     """Name of the data source."""
     subjects: int = 0
     """Volumes that it has."""
+    reading: Reading = field(default_factory=Reading)
     volumes: str
     """The prepared volumes, an .npy of shape (N, C + K, D, H, W): image, then condition."""
     labels: tuple[CountOr0, ...] = ()
@@ -48,7 +49,7 @@ class Plan:
         """What of a record is known before anything has run."""
         return {
             **METHODS[self.method].columns(),
-            **setting_columns(self.work, self.training),
+            **setting_columns(self.work, self.training, self.reading),
             "preset": self.preset,
             "preset_changes": self.preset_changes,
             "data": self.data,

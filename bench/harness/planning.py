@@ -1,7 +1,7 @@
 """From what a person typed to the plans of a run; whatever is wrong with it is said here."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,9 @@ from ..data import Source, open_source, prepare
 from ..ddpm.step import Training
 from ..errors import UserError
 from ..methods import METHODS, Method, find_methods, preset_changes
-from ..presets import Overrides, Workload
+from ..presets import Overrides, Reading, Workload, parse_spacing
 from ..sizes import Shape, show_shape
+from .console import say
 from .plan import Plan
 from .window import Window
 
@@ -32,20 +33,28 @@ class DataChoice:
     cache_dir: Path | None
     seed: int
     """Of what is drawn, the embedded brains."""
+    modality: tuple[str, ...] | None
+    condition: tuple[str, ...] | None
+    """Both as typed, with globs; None: as the workloads have it."""
+    reading: Reading
 
     @classmethod
     def of(cls, command: Any, seed: int, subjects: int | None = None) -> "DataChoice":
         """As the flags of a command say it."""
         asked = command.subjects if command.subjects is not None else subjects
-        return cls(command.data, command.data_dir, asked, command.cache_dir, seed)
+        return cls(
+            command.data, command.data_dir, asked, command.cache_dir, seed,
+            command.overrides.modality, command.overrides.condition, command.reading,
+        )  # fmt: skip
 
     def open(self, chosen: Chosen) -> dict[Shape, Source]:
         """One source for every shape of volume that the methods train on."""
         works = {work.volume: work for _, work in chosen}
         return {
             shape: open_source(
-                self.data, self.data_dir, works[shape].modality, shape, self.seed, self.subjects,
-                works[shape].padded_from, works[shape].condition,
+                self.data, self.data_dir, self.modality or works[shape].modality, shape, self.seed,
+                self.subjects, works[shape].padded_from, self.condition or works[shape].condition,
+                window=self.reading.window, spacing=parse_spacing(self.reading.spacing),
             )
             for shape in sorted(works, key=lambda shape: shape.voxels)
         }  # fmt: skip
@@ -61,7 +70,38 @@ class DataChoice:
                     status.update(f"{title}: {done} of {total}")
 
                 paths[shape] = prepare(source, cache, show)
+        for line in dict.fromkeys(line for source in sources.values() for line in remarks(source)):
+            say(console, line, "yellow")
         return paths
+
+
+def remarks(source: Source) -> Iterator[str]:
+    """What a person should know of the scans, a line each."""
+    found = len(source) + sum(map(len, source.left_out.values()))
+    for why, names in source.left_out.items():
+        yield f"Left out: {len(names)} of {found} subjects {why}: {_first(names)}"
+    for what, names in source.remarks.items():
+        yield f"{len(names)} of {len(source)} subjects: {what} ({_first(names)})"
+
+
+def _first(names: Sequence[str], most: int = 5) -> str:
+    return ", ".join(names[:most]) + (", …" if len(names) > most else "")
+
+
+def describe_data(sources: Mapping[Shape, Source]) -> dict[str, Any]:
+    """What environment.json says of the data beside the configuration."""
+    return {
+        "data": [
+            {
+                "source": source.name,
+                "volume": shape.as_json(),
+                "subjects": len(source),
+                "left_out": source.left_out,
+                "remarks": source.remarks,
+            }
+            for shape, source in sources.items()
+        ]
+    }
 
 
 def common_fields(
@@ -76,6 +116,7 @@ def common_fields(
         "labels": source.labels,
         "training": training,
         "data": source.name,
+        "reading": command.reading,
         "subjects": len(source),
         "volumes": str(path),
         "backends": command.backends,

@@ -23,7 +23,7 @@ from ..records.rows import Score
 from ..report.figure2 import write_figure2
 from ..report.grid import NOTHING, Cell, Grid, for_terminal, significant
 from .checkpoint import load_averages
-from .evaluation import conditions_of
+from .evaluation import affines_of, conditions_of
 from .plan import TrainingPlan
 from .recorder import name_training
 from .scoring import score_samples
@@ -105,7 +105,8 @@ def _draw_each(
             samples, rows = _draw(plan, run, command, device, display)
             scores += rows
             drawn[plan.method, plan.seed] = samples.numpy()
-            write_nifti(out / run.samples_of(plan.method, plan.seed).name, samples)
+            affines = affines_of(plan, _members(plan, command))
+            write_nifti(out / run.samples_of(plan.method, plan.seed).name, samples, affines)
             display.end(f"{len(samples)} volumes in {out}", ok=True)
     return drawn, scores
 
@@ -123,9 +124,7 @@ def _draw(
     load_averages(run.checkpoint(plan.method, plan.seed), network, plan.method, plan.seed)
     denoise = denoiser(network, plan.work, device)
     volumes = load(Path(plan.volumes))
-    members = _members(plan, command.condition_from)
-    chosen = [members[index % len(members)] for index in range(command.samples)]
-    conditions = conditions_of(plan, volumes, chosen)
+    conditions = conditions_of(plan, volumes, _members(plan, command))
     image = len(plan.work.modality)
     start = choose_start(command.sampler, denoise, volumes, plan.train, command.seed, device)
     batches = []
@@ -163,14 +162,15 @@ def _draw(
     return samples, scores
 
 
-def _members(plan: TrainingPlan, part: str) -> Sequence[int]:
-    """The volumes of a part of the data; UserError where it has none."""
+def _members(plan: TrainingPlan, command: SampleCommand) -> list[int]:
+    """The volume whose condition each sample has; UserError where the part has none."""
+    part = command.condition_from
     known = {"train": plan.train, "val": plan.val}
     others = sorted(set(range(plan.subjects)) - {*plan.train, *plan.val})
     members = known.get(part, others)
     if not members:
         raise UserError(f"--condition-from {part}: the data have no volumes for it")
-    return members
+    return [members[index % len(members)] for index in range(command.samples)]
 
 
 def _write_figure2(

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from ..data import load_affines, load_typical_affine
 from ..data.batches import labels_of, whole
 from ..data.nifti import write_nifti
 from ..ddpm.diffusion import Denoiser, Diffusion, split_channels
@@ -83,7 +84,7 @@ def evaluate(
         )  # fmt: skip
         path = run.samples_of(plan.method, plan.seed)
         path.parent.mkdir(exist_ok=True)
-        write_nifti(path, samples.cpu())
+        write_nifti(path, samples.cpu(), affines_of(plan, chosen))
     run.forget_scores(plan.method, plan.seed)
     for row in scores:
         run.append(row)
@@ -92,6 +93,16 @@ def evaluate(
 def conditions_of(plan: TrainingPlan, volumes: np.ndarray, chosen: Sequence[int]) -> Conditions:
     """Those of some volumes, on the CPU."""
     return Conditions.of(plan.work, whole(volumes, chosen), labels_of(plan.labels, chosen))
+
+
+def affines_of(plan: TrainingPlan, chosen: Sequence[int]) -> np.ndarray:
+    """From voxels to mm, (N, 4, 4): samples lie where the volumes do whose condition they have.
+
+    Without a condition (4, 4), where a volume of the training typically does.
+    """
+    if plan.work.condition:
+        return load_affines(Path(plan.volumes))[list(chosen)]
+    return load_typical_affine(Path(plan.volumes), plan.train)
 
 
 def sampling_memory(

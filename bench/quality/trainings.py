@@ -86,6 +86,7 @@ class Trainings(Launcher[QualityCommand, TrainingPlan, QualityRun]):
         limit = None if command.budget is None else parse_size(command.budget, "--budget")
         data = Data.ready(command, chosen, self.console)
         self.split = describe_split(data.sources, command.split_seed)
+        self.about_data = planning.describe_data(data.sources)
         chosen = [
             (method, planning.shown_by(data.sources[work.volume], work)) for method, work in chosen
         ]

@@ -97,6 +97,10 @@ class Setting(Way, Work):
     """Name of the data source."""
     subjects: int | None = None
     """Volumes that there are."""
+    window: str | None = None
+    """Intensities of a scan that became 0 and 1; empty: percentiles of the head."""
+    spacing: str | None = None
+    """Millimetres of a voxel that were asked for; empty: such that the head fills the volume."""
     device: str | None = None
     device_name: str | None = None
     tf32: bool | None = None

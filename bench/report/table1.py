@@ -36,6 +36,7 @@ _DATA = {
     "phantom": "embedded brains, drawn from one average anatomy: not BraTS",
     "brats": "BraTS",
     "synapse": "SynapseMNIST3D",
+    "nifti": "scans of your own: not BraTS",
 }
 
 

@@ -68,6 +68,7 @@ class Benchmark(Launcher[RunCommand, TrialPlan, Run]):
         data = planning.DataChoice.of(command, command.seed)
         sources = data.open(chosen)
         paths = data.prepare(sources, self.console)
+        self.about_data = planning.describe_data(sources)
         training = Training(seed=command.seed, lambda_r=command.lambda_r)
         asked = replace(command, preset=preset)
         return [

@@ -16,6 +16,7 @@ class Clinic:
     name = "clinic"
 
     def __init__(self, patients: int) -> None:
+        self.left_out = {"lacks t2": ["BraTS-GLI-99999-000"]}
         self.subjects = [
             f"BraTS-GLI-{number:05d}-{visit:03d}" for visit in (0, 1) for number in range(patients)
         ]
@@ -43,6 +44,7 @@ def test_the_file_says_the_same():
     assert written["seed"] == 3
     (parts,) = written["splits"]
     assert parts["volume"] == 32
+    assert parts["left_out"] == {"lacks t2": ["BraTS-GLI-99999-000"]}
     for part in ("train", "val", "test"):
         assert parts[part] == [source.subjects[index] for index in getattr(split, part)]
 

@@ -181,7 +181,7 @@ def test_masks_and_contrasts_of_the_same_people_are_conditions():
 
 
 @pytest.mark.parametrize(
-    ("condition", "said"), [(("t1",), "each once"), (("flair",), "have t1 and")]
+    ("condition", "said"), [(("t1",), "name it once"), (("flair",), "have t1 and")]
 )
 def test_conditions_that_there_are_not(condition, said):
     with pytest.raises(UserError, match=f"--condition {condition[0]}: .*{said}"):

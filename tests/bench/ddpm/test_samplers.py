@@ -13,7 +13,8 @@ import torch
 from monai.networks.schedulers import DDIMScheduler
 from torch import Tensor, nn
 
-from bench.data.nifti import read_volume, write_nifti
+from bench.data.geometry import centred_affine
+from bench.data.nifti import read_image, write_nifti
 from bench.ddpm.diffusion import TIMESTEPS, Diffusion, cosine_alpha_bar
 from bench.ddpm.samplers import (
     Conditions,
@@ -319,24 +320,27 @@ def test_patchddm_samples_whole_volumes_at_their_own_coordinates():
 
 def test_nifti_files_lie_as_the_volumes_do(tmp_path: Path):
     volumes = torch.rand(2, 1, 4, 5, 6)
-    paths = write_nifti(tmp_path / "idm.nii.gz", volumes, voxel_mm=2.5)
+    paths = write_nifti(
+        tmp_path / "idm.nii.gz", volumes, centred_affine([2.5, 2, 1], Shape((4, 5, 6)))
+    )
     assert [path.name for path in paths] == ["idm_0.nii.gz", "idm_1.nii.gz"]
     for path, volume in zip(paths, volumes, strict=True):
         image = nib.load(path)
         assert image.shape == (4, 5, 6)
         assert nib.aff2axcodes(image.affine) == ("R", "A", "S")
-        assert image.header.get_zooms() == (2.5, 2.5, 2.5)
+        assert image.header.get_zooms() == (2.5, 2, 1)
         assert image.header.get_xyzt_units()[0] == "mm"
         assert image.get_data_dtype() == np.float32
         np.testing.assert_array_equal(np.asarray(image.dataobj), volume[0].numpy())
         np.testing.assert_allclose(
             image.affine @ [1.5, 2.0, 2.5, 1], [0, 0, 0, 1], atol=1e-9
         )  # the middle
-        np.testing.assert_array_equal(read_volume(path), volume[0].numpy())
+        np.testing.assert_array_equal(read_image(path).voxels, volume[0].numpy())
+        np.testing.assert_array_equal(read_image(path).affine, image.affine)
 
 
 def test_each_channel_has_a_file_of_its_own(tmp_path: Path):
     volumes = np.random.default_rng(0).random((1, 2, 4, 4, 4), dtype=np.float32)
-    paths = write_nifti(tmp_path / "idm.nii", volumes)
+    paths = write_nifti(tmp_path / "idm.nii", volumes, np.eye(4))
     assert [path.name for path in paths] == ["idm_0_0.nii", "idm_0_1.nii"]
     np.testing.assert_array_equal(nib.load(paths[1]).get_fdata(dtype=np.float32), volumes[0, 1])

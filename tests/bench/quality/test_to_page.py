@@ -48,7 +48,7 @@ def test_two_methods_and_two_modalities_from_a_network_to_the_page(tmp_path: Pat
         )  # fmt: skip
         scores += rows
         path = tmp_path / f"{method}.nii.gz"
-        assert len(write_nifti(path, samples)) == 4
+        assert len(write_nifti(path, samples, np.eye(4))) == 4
         assert np.array_equal(read_nifti(path, 2), samples)
         generated[method] = samples.numpy()
     write_rows(tmp_path / "quality.csv", Score, scores)
