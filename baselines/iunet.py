@@ -34,9 +34,12 @@ def build(
     channels: tuple[int, ...],
     couplings: int = 2,
     out_channels: int | None = None,
+    num_class_embeds: int | None = None,
     **_: Any,
 ) -> "IUNet":
     """The network, with `couplings` of two convolutions each a level and branch."""
+    if num_class_embeds:
+        raise ValueError("iUNets take no class labels")
     return IUNet(in_channels, channels, couplings, out_channels or in_channels)
 
 

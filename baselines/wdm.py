@@ -7,8 +7,9 @@ averaged into the decoder, as PatchDDM-3D's are, with residual blocks from level
 
 What a row of `wdm` has of its authors, and what of this benchmark:
 
-    authors     network and channels; 128³ volumes, batch 10, fp32. For 256³, batch 1, they take
-                a level more: `--volume 256 --batch-size 1 --channels 64 128 128 256 256 256`
+    authors     network and channels; that it predicts x_0; 128³ volumes, batch 10, fp32. For
+                256³, batch 1, they take a level more:
+                `--volume 256 --batch-size 1 --channels 64 128 128 256 256 256`
     benchmark   the diffusion, of coefficients that all have the volume's scale (theirs divides the
                 lowest of the eight by 3, without the noise); rate and optimizer
 
@@ -26,6 +27,7 @@ PUBLISHED: dict[str, Any] = {
     "batch_size": 10,
     "channels": tuple(64 * width for width in (1, 2, 2, 4, 4)),
     "precision": "fp32",
+    "target": "x0",
 }
 
 

@@ -105,7 +105,9 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
         "paper": Preset(
             "each method in its own published setting: Table 2, Figures 3 to 5",
             {**_SHARED, "volume": 64, "batch_size": 4},
-            from_method=frozenset({"volume", "batch_size", "channels", "couplings", "precision"}),
+            from_method=frozenset(
+                {"volume", "batch_size", "channels", "couplings", "precision", "target"}
+            ),
             patches=True,
         ),
         "equal": Preset(

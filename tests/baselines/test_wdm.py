@@ -3,6 +3,7 @@
 import pytest
 
 from baselines import wdm
+from bench.methods import METHODS
 from tests.baselines.training import cost_of_fake_step, parameters_of
 
 SIXTH = (*wdm.PUBLISHED["channels"], 256)
@@ -62,3 +63,8 @@ def test_has_the_parameters_of_the_authors_network(channels, parameters):
 def test_a_step_takes_the_bytes_and_flops_of_the_authors_network(channels, shape, peak, flops):
     cost = cost_of_fake_step(lambda: published(channels), shape)
     assert (cost.peak, cost.flops) == (peak, flops)
+
+
+def test_in_its_authors_setting_it_predicts_the_volume():
+    assert METHODS["wdm"].workload("paper").target == "x0"
+    assert METHODS["wdm"].workload("equal").target == "eps"  # as every method there
