@@ -5,6 +5,7 @@ docs/performance.md has the figures. The networks themselves are MONAI's.
 """
 
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +31,25 @@ def unet() -> nn.Module:
         **_UNET, out_channels=LATENT_CHANNELS, num_channels=_WIDTHS, resblock_updown=True,
         include_fc=True, num_class_embeds=128, include_spacing_input=True, use_flash_attention=True,
     )  # fmt: skip
+
+
+def autoencoder(
+    splits: int, widths: tuple[int, ...] = _WIDTHS[:-1], **options: Any
+) -> AutoencoderKlMaisi:
+    """Four latents for 4³ voxels; each convolution is computed in so many parts."""
+    return AutoencoderKlMaisi(
+        **_autoencoder(splits) | options, in_channels=1, out_channels=1, num_channels=widths,
+        num_res_blocks=(2, 2, 2), with_encoder_nonlocal_attn=False,
+        with_decoder_nonlocal_attn=False,
+    )  # fmt: skip
+
+
+def _autoencoder(splits: int) -> dict[str, Any]:
+    return {
+        "spatial_dims": 3, "latent_channels": LATENT_CHANNELS, "norm_num_groups": 32,
+        "attention_levels": (False,) * 3, "norm_float16": True, "dim_split": 1,
+        "num_splits": splits,
+    }  # fmt: skip
 
 
 def train(*latent: int) -> Setup:
@@ -59,16 +79,7 @@ class Sampling(nn.Module):
 
     def __init__(self, splits: int) -> None:
         super().__init__()
-        shared = {
-            "spatial_dims": 3, "latent_channels": LATENT_CHANNELS, "norm_num_groups": 32,
-            "attention_levels": (False,) * 3, "norm_float16": True, "dim_split": 1,
-            "num_splits": splits,
-        }  # fmt: skip
-        self.autoencoder = AutoencoderKlMaisi(
-            **shared, in_channels=1, out_channels=1, num_channels=(64, 128, 256),
-            num_res_blocks=(2, 2, 2), with_encoder_nonlocal_attn=False,
-            with_decoder_nonlocal_attn=False,
-        )  # fmt: skip
+        self.autoencoder = autoencoder(splits)
         self.unet = unet()
         self.controlnet = ControlNetMaisi(
             **_UNET, num_channels=_WIDTHS, resblock_updown=True, include_fc=True,
@@ -76,7 +87,7 @@ class Sampling(nn.Module):
             conditioning_embedding_num_channels=(8, 32, 64), use_flash_attention=True,
         )  # fmt: skip
         self.mask_autoencoder = AutoencoderKlMaisi(
-            **shared, in_channels=8, out_channels=125, num_channels=(32, 64, 128),
+            **_autoencoder(splits), in_channels=8, out_channels=125, num_channels=(32, 64, 128),
             num_res_blocks=(1, 2, 2), use_checkpointing=True, use_convtranspose=True,
         )  # fmt: skip
         self.mask_unet = DiffusionModelUNet(
