@@ -1,7 +1,7 @@
 """The standard 3D DDPM U-Net, trained the ordinary way: what the other methods are held against.
 
 MONAI's `DiffusionModelUNet`: the network of Ho et al. 2020 (arXiv:2006.11239) in 3D, with
-concatenated skips, two residual blocks a level, and no attention.
+concatenated skips, two residual blocks a level, and no attention, or one in the middle.
 """
 
 import math
@@ -26,6 +26,7 @@ def build(
     out_channels: int | None = None,
     num_class_embeds: int | None = None,
     dims: int = 3,
+    attention: bool = False,
     **_: Any,
 ) -> nn.Module:
     """The network `eps = network(x, t)`, (B, C, D, H, W) and (B,) int64 to (B, C, D, H, W).
@@ -37,6 +38,7 @@ def build(
         dims: 2 for images (B, C, H, W).
         channels: the width of each level, finest first. Each side of a volume must be a multiple
             of 2 to the number of levels but one.
+        attention: whether the coarsest voxels attend to each other (`unet-attention`).
     """
     # MONAI takes seconds to import; listing the methods, or training another, does not need it.
     from monai.networks.nets import DiffusionModelUNet
@@ -51,8 +53,12 @@ def build(
         attention_levels=(False,) * len(channels),
         # 32 groups as in Wu & He 2018 (arXiv:1803.08494), or the most that divides every width
         norm_num_groups=math.gcd(32, *channels),
+        # Of 32 channels, as PyTorch's kernels that never hold the matrix like them.
+        num_head_channels=math.gcd(32, channels[-1]),
+        use_flash_attention=True,
     )
     # MONAI attends in the middle whatever `attention_levels` says. A whole 256³ volume has 32³
-    # tokens there: the attention matrix alone would outweigh everything that is compared.
-    network.middle_block.attention = nn.Identity()
+    # tokens there: to write the matrix down would outweigh everything that is compared.
+    if not attention:
+        network.middle_block.attention = nn.Identity()
     return network

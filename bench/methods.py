@@ -200,6 +200,7 @@ class _Methods(Mapping[str, Method]):
 
 METHODS = _Methods(
     _method("unet", "baselines.unet"),
+    _method("unet-attention", "baselines.unet", attention=True),
     _method("checkpoint", "baselines.unet", "checkpoint", network="unet"),
     _method("patchddm", "baselines.patchddm", within=("patch",)),
     _method("idm", "models.idm"),
@@ -207,6 +208,7 @@ METHODS = _Methods(
     _method("idm-stored", "models.idm", network="idm", backward="stored"),
     _method("wdm", "baselines.wdm", "wavelet"),
     _method("iunet", "baselines.iunet"),
+    _method("revunet", "models.revunet"),
 )
 
 

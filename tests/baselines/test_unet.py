@@ -26,6 +26,16 @@ def test_attends_nowhere():
     assert not any(isinstance(module, SpatialAttentionBlock) for module in modules)
 
 
+def test_attends_in_the_middle_where_asked():
+    """At 64³ that are 8³ tokens of 768 channels: four matrices and a norm more."""
+    with FakeTensorMode():
+        network = unet.build(in_channels=1, channels=unet.PUBLISHED["channels"], attention=True)
+    found = [name for name, m in network.named_modules() if isinstance(m, SpatialAttentionBlock)]
+    assert found == ["middle_block.attention"]
+    added = sum(p.numel() for p in network.parameters()) - 357_626_305
+    assert added == 4 * (768**2 + 768) + 2 * 768
+
+
 @pytest.mark.parametrize(
     ("channels", "groups"), [((32, 64, 128, 256), 32), ((96, 192), 32), ((12, 24), 4)]
 )
