@@ -19,7 +19,7 @@ NOT_SUCH_A_LIST = (
     *(KeyError, TypeError, ValueError, AttributeError, StopIteration, RecursionError),
 )
 _WILDCARD = re.compile(r"(\*\*/|\*|\?)")
-_AS_REGEX = {"**/": r"((?:[^/]+/)*)", "*": r"([^/]*)", "?": r"([^/])"}
+_AS_REGEX = {"**/": r"(?:[^/]+/)*", "*": r"([^/]*)", "?": r"([^/])"}
 
 
 class Scan(NamedTuple):
@@ -43,6 +43,12 @@ class Listing:
     """Column of a mask -> the names of its labels, where they are told."""
     attributes: dict[str, dict[str, str]] = field(default_factory=dict)
     """Subject -> all cells of its line of a manifest."""
+
+    def holds_classes(self, column: str) -> bool:
+        """Whether it is a column of the manifest whose cells are words, no scans."""
+        return any(cells.get(column) for cells in self.attributes.values()) and not any(
+            column in row for row in self.rows.values()
+        )
 
 
 def list_scans(place: Path | None, columns: Mapping[str, str | None]) -> Listing:
@@ -231,7 +237,7 @@ def _from_json(path: Path) -> Listing:
                 raise UserError(f"{path}: {subject} is there twice")
             listing.rows[subject] = row
         labels = content.get("labels") or {}
-        if all(str(key).isdigit() for key in labels):
+        if labels and all(str(key).isdigit() for key in labels):
             listing.labels["label"] = {int(key): str(name) for key, name in labels.items()}
         return listing
     except (

@@ -22,7 +22,7 @@ from .geometry import (
     voxel_size,
     window_intensity,
 )
-from .listing import Listing, Scan, select
+from .listing import Listing, Rows, Scan, select
 from .nifti import Image, Place, find_scan, read_image, read_place
 from .source import Source
 
@@ -70,10 +70,22 @@ class Scans(Source):
         self.name, self.channels = name, channels
         self.volume = self.content = Shape(content)
         self.window, self.spacing = window, spacing
+        of_classes = [each for each in condition if listing.holds_classes(each)]
+        if len(of_classes) > 1:
+            raise UserError(f"--condition {' '.join(of_classes)}: one column of classes at most")
+        condition = tuple(each for each in condition if each not in of_classes)
         columns = (*channels, *condition)
         rows, self.left_out = select(listing.rows, columns, place)
+        if of_classes:
+            rows = self._with_classes(rows, listing, *of_classes)
         self.subjects = list(rows)[:subjects]
-        self.attributes = {each: listing.attributes.get(each, {}) for each in self.subjects}
+        if of_classes:
+            told = [listing.attributes[each][of_classes[0]] for each in self.subjects]
+            known = sorted(set(told))
+            self.labels, self.classes = tuple(map(known.index, told)), len(known)
+            for name in known:
+                of_it = [s for s, each in zip(self.subjects, told, strict=True) if each == name]
+                self.remarks[f"{of_classes[0]} {name} is class {known.index(name)}"] = of_it
         self.rows = {
             subject: {c: Scan(find_scan(scan.path), scan.part) for c, scan in rows[subject].items()}
             for subject in self.subjects
@@ -94,6 +106,9 @@ class Scans(Source):
         scans = self.rows[subject]
         images = {name: read_image(*scan) for name, scan in scans.items()}
         reference = images[self.channels[0]]
+        for name, image in images.items():
+            if _same_place(_place_of(image), _place_of(reference)):  # but for rounding
+                images[name] = image._replace(affine=reference.affine)
         scaled, boxes = {}, []
         for name, image in images.items():
             if name not in self.masks:
@@ -117,6 +132,13 @@ class Scans(Source):
             else:
                 channels.append(resample(scaled[name], affine, grid, self.content))
         return np.stack(channels)
+
+    def _with_classes(self, rows: Rows, listing: Listing, column: str) -> Rows:
+        """The subjects whose class the manifest tells; the others are left out."""
+        told = {each: row for each, row in rows.items() if listing.attributes[each].get(column)}
+        if len(told) < len(rows):
+            self.left_out[f"lacks {column}"] = [each for each in rows if each not in told]
+        return told
 
     def content_affine(self, index: int) -> np.ndarray:
         return self._affines[index]
@@ -161,7 +183,7 @@ class Scans(Source):
         reference = read_place(*scan)
         for name, other in others:
             place = read_place(*other)
-            if place.shape == reference.shape and _distance(place, reference) <= SAME_PLACE:
+            if _same_place(place, reference):
                 continue
             if not (place.told and reference.told):
                 unsaid = other if not place.told else scan
@@ -227,10 +249,17 @@ def _corners(shape: Sequence[int]) -> np.ndarray:
     return np.array([(*corner, 1) for corner in product(*((0, n - 1) for n in shape))]).T
 
 
-def _distance(place: Place, reference: Place) -> float:
-    """Of the corner that lies furthest from where the reference's lies, in voxels of that."""
+def _place_of(image: Image) -> Place:
+    return Place(image.voxels.shape, image.affine, told=True)
+
+
+def _same_place(place: Place, reference: Place) -> bool:
+    """Whether every corner lies where the reference's does, but for a part of a voxel."""
+    if place.shape != reference.shape:
+        return False
     apart = (place.affine - reference.affine) @ _corners(reference.shape)
-    return float(np.linalg.norm(apart[:3], axis=0).max() / voxel_size(reference.affine).min())
+    distance = np.linalg.norm(apart[:3], axis=0).max()
+    return bool(distance <= SAME_PLACE * voxel_size(reference.affine).min())
 
 
 def _overlap(place: Place, reference: Place) -> float:
