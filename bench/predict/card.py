@@ -5,6 +5,8 @@ it, and code that says `cuda` means it: `.cuda()`, `.to("cuda")`, `device="cuda"
 `torch.autocast("cuda")`, `torch.cuda.is_available()`. What moves to the CPU leaves it.
 """
 
+import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cache
@@ -12,6 +14,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+import torch.utils._device
 from torch.overrides import TorchFunctionMode
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
@@ -76,6 +79,8 @@ class _CudaIsTheCard(TorchFunctionMode):
             args = tuple(self._translated(arg) for arg in args)
         if "device" in kwargs:
             kwargs = {**kwargs, "device": self._translated(kwargs["device"])}
+        if func is torch.tensor and kwargs.get("device") == self.card and _asked_by_an_optimizer():
+            kwargs = {**kwargs, "device": "cpu"}  # its count of steps; the card is a default device
         if kwargs.get("pin_memory"):  # memory of the host; only a card's driver could pin it
             kwargs = {**kwargs, "pin_memory": False, "device": "cpu"}
         return func(*args, **kwargs)
@@ -87,6 +92,16 @@ class _CudaIsTheCard(TorchFunctionMode):
         return self.card if is_cuda else value
 
 
+def _asked_by_an_optimizer() -> bool:
+    """Whether it is PyTorch's own that calls, past the modes that see its calls first."""
+    frame: Any = sys._getframe(2)
+    while frame is not None and frame.f_code.co_filename.startswith(_MODES):
+        frame = frame.f_back
+    return frame is not None and frame.f_code.co_filename.startswith(_OPTIMIZERS)
+
+
+_MODES = (os.path.dirname(__file__) + os.sep, str(torch.utils._device.__file__))
+_OPTIMIZERS = os.path.dirname(str(torch.optim.__file__)) + os.sep
 _MOVES = frozenset({torch.Tensor.to})
 _ANSWERS: dict[Any, Callable[[torch.Tensor, torch.device], Any]] = {
     torch.Tensor.is_cuda.__get__: lambda tensor, card: tensor.device == card,  # type: ignore[attr-defined]

@@ -67,6 +67,7 @@ class Cluster:
             raise UserError("this process is one of a group: predict in one that is not")
         # Loaded here, because it takes a second: the fake group, and what is made of a collective
         # on fake tensors.
+        import torch.distributed._tools.fake_collectives  # noqa: F401, it registers them (2.10)
         from torch.distributed.device_mesh import init_device_mesh
         from torch.testing._internal.distributed.fake_pg import FakeStore
 

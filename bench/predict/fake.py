@@ -168,6 +168,8 @@ class FaithfulFakeMode(FakeTensorMode):
             return known
         value = {torch.bool: False}.get(tensor.dtype, 1.0 if tensor.is_floating_point() else 1)
         frame = _who_asks()
+        if frame is None and isinstance(value, float):
+            return 0.5  # for itself, PyTorch divides by it and by what it lacks to 1 (NAdam)
         if frame is not None:
             place = f"{frame.filename}, line {frame.lineno}"
             self.assumptions.append(f"a value is read in {place}: {value} was taken for it")

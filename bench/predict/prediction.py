@@ -442,20 +442,24 @@ def _predict_own(
             with faking(mode), where:
                 batch = batch()
         batch = twins.of_all(batch)
-        given = optimizer
         if not any(p.is_cuda for p in network.parameters()):
             # Written where the CPU is all there is: a tensor without a device is one of the step's.
             stack.enter_context(where)
-        if isinstance(optimizer, type) or (callable(optimizer) and not hasattr(optimizer, "step")):
-            with faking(mode):
-                given = optimizer(network.parameters())
-        several = isinstance(given, (list, tuple))
-        optimizers = [unwrapped(each) for each in (given if several else [given] if given else [])]
+        is_made = isinstance(optimizer, type) or (
+            callable(optimizer) and not hasattr(optimizer, "step")
+        )
+        given = [] if is_made or not optimizer else optimizer
+        optimizers = [
+            unwrapped(e) for e in (given if isinstance(given, (list, tuple)) else [given])
+        ]
         parameters = stack.enter_context(exchanged(twins, network, optimizers))
         stack.enter_context(faking(mode))
         stack.enter_context(meeting(twins))
         bare = inside(network, mode.assumptions.append)
         parameters = stack.enter_context(cluster.spread(bare, parameters, optimizers))
+        if is_made:
+            given = optimizer(bare.parameters())
+            optimizers.append(unwrapped(given))
         whole = _with_parameters(bare, parameters)
         called = network if cluster.shard else cluster.replicated(network)
         own = step and (lambda: step(called, batch, given))

@@ -197,6 +197,14 @@ def test_an_optimizer_with_attributes_of_its_own(net, batch):
     assert optimizer.steps == 0
 
 
+@pytest.mark.parametrize("name", ["Adam", "NAdam", "RAdam", "Adamax", "Adagrad"])
+def test_an_optimizer_counts_its_steps_on_the_host(net, batch, name):
+    """Also those that say no device, which a card's default would then take (Adam in 2.10)."""
+    prediction = predict(net, batch, getattr(torch.optim, name), square)
+    moments = 1 if name == "Adagrad" else 2
+    assert prediction.parts[Part.OPTIMIZER] == moments * WEIGHTS
+
+
 def test_adafactor_is_smaller_than_adam(net, batch):
     factored = predict(net, batch, torch.optim.Adafactor(net.parameters()), square)
     assert 0 < factored.parts[Part.OPTIMIZER] < predict(net, batch, adam(net)).parts[Part.OPTIMIZER]
