@@ -104,11 +104,12 @@ class Method:
                 f"--models {self.name}: fp16 scales the gradients, which only AdamW undoes; "
                 "use bf16"
             )
-        of_others = "+" in self.name or work.is_conditional
-        if of_others and (
-            why := _refusal(self.name, replace(work, volume=Shape(1), patch=Shape(1)))
-        ):
-            raise UserError(f"--models {self.name}: {why}")
+        typed = overrides is not None and overrides.channels is not None
+        if typed or self.name not in METHODS.names or work.is_conditional:
+            shapeless = replace(work, volume=Shape(1), patch=Shape(1), batch_size=1)
+            if why := _refusal(self.name, shapeless):
+                widths = f" with --channels {' '.join(map(str, work.channels))}" if typed else ""
+                raise UserError(f"--models {self.name}{widths}: {why}")
         return work
 
     def build(self, work: Workload) -> nn.Module:
@@ -297,9 +298,9 @@ def _import(name: str, module: str) -> Any:
 
 @cache
 def _refusal(name: str, work: Workload) -> str | None:
-    """Why this network cannot have these techniques, or a condition; None where it can.
+    """Why this network cannot have these widths, techniques, or a condition; None where it can.
 
-    It is built, on fake tensors.
+    It is built, on fake tensors; what fails because of these is no answer.
     """
     from torch._subclasses import FakeTensorMode
 
@@ -308,6 +309,10 @@ def _refusal(name: str, work: Workload) -> str | None:
             METHODS[name].build(work)
     except (ValueError, TypeError) as error:
         return str(error)
+    except (ArithmeticError, LookupError, AttributeError) as error:  # of other people's code
+        return last_line(error)
+    except RuntimeError:
+        return None
     return None
 
 

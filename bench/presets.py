@@ -17,6 +17,7 @@ Sides = Annotated[Shape, Interval(ge=1, le=2**20)]
 CountOr0 = Annotated[int, Interval(ge=0, le=2**20)]
 Samples = Annotated[int, Interval(ge=1, le=10_000)]
 Cards = Annotated[int, Interval(ge=1, le=4096)]
+Couplings = Annotated[int, Interval(ge=1, le=1024)]
 Bytes = Annotated[int, Interval(ge=0, le=2**50)]
 Seed = Annotated[int, Interval(ge=0, le=2**31)]
 Minutes = Annotated[float, Interval(gt=0, le=525_600)]
@@ -46,7 +47,7 @@ class Workload:
     """Volumes (or patches) in a step."""
     channels: tuple[Count, ...]
     """Width of each level of the network, finest first."""
-    couplings: Count
+    couplings: Couplings
     """Couplings a level and branch, for invertible networks; the others ignore it."""
     precision: Precision
     """fp32, or the 16-bit type of autocast; weights are float32 in either case."""
@@ -140,7 +141,7 @@ class Overrides:
     """Volumes in a step."""
     channels: tuple[Count, ...] | None = None
     """Width of each level, finest first."""
-    couplings: Count | None = None
+    couplings: Couplings | None = None
     """Couplings a level and branch, for invertible networks."""
     precision: Precision | None = None
     """fp32; bf16 or fp16, 16-bit autocast."""

@@ -19,7 +19,7 @@ from .alloc_conf import AllocConf, alloc_conf_text, parse_alloc_conf
 from .cluster import in_words, refuse_what_cannot_be, spread_columns
 from .gpus import find_gpu
 from .parallel import in_processes
-from .peaks import NOT_MODELLED, check_drawing, open_folder
+from .peaks import NOT_MODELLED, check_drawing, open_folder, refusals_in_a_line
 from .prediction import Prediction, predict_method, seen_whole
 from .search import largest_that_fits
 
@@ -142,9 +142,10 @@ def answer(question: Question) -> Fit:
         except (ValueError, UserError):
             return 0  # too small, not too large: a norm over a single voxel, less than a patch
 
-    batch = largest_that_fits(
-        lambda size: limit_that_it_needs(batch_of(size)), question.limit, start=work.batch_size
-    )
+    with refusals_in_a_line(method):
+        batch = largest_that_fits(
+            lambda size: limit_that_it_needs(batch_of(size)), question.limit, start=work.batch_size
+        )
     count = largest_that_fits(
         one_needs,
         question.limit,

@@ -267,6 +267,8 @@ def errors_in_a_line() -> Iterator[None]:
                 f"tensors on the card and on the CPU meet ({last_line(error)}): on a card the "
                 "network and the loss must make theirs with device='cuda' or that of the batch"
             ) from error
+        if "overflowed" in text:
+            raise UserError(f"larger than a computer can count ({last_line(error)})") from error
         if "DTensor" in text or "placement" in text:
             raise UserError(
                 f"shares of weights are taken for whole ones ({last_line(error)}), by an optimizer "

@@ -3,17 +3,18 @@
 import gc
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
 
 from ..commands import FitCommand, PredictCommand
 from ..ddpm.step import Training
-from ..errors import UserError
+from ..errors import UserError, last_line
 from ..harness.console import say
 from ..harness.environment import describe_prediction
 from ..harness.process import without_collector
-from ..methods import Method, find_methods, preset_changes
+from ..methods import METHODS, Method, find_methods, preset_changes
 from ..presets import Overrides, Workload, check_guidance
 from ..probes.instants import instants
 from ..records.files import read_table, write_json, write_rows
@@ -59,10 +60,11 @@ def run_predict(command: PredictCommand, console: Console) -> int:
     with without_collector():  # which would look through all that was imported on the way
         for method, work in chosen:
             with console.status(f"Predicting {method.name}"):
-                prediction = predict_method(
-                    method, work, device=command.device, sampling=command.sampling,
-                    guidance=command.guidance, gpus=gpus, shard=shard,
-                )  # fmt: skip
+                with refusals_in_a_line(method):
+                    prediction = predict_method(
+                        method, work, device=command.device, sampling=command.sampling,
+                        guidance=command.guidance, gpus=gpus, shard=shard,
+                    )  # fmt: skip
                 rows.append((method, work, prediction))
         gc.freeze()
     path = command.out / "runs.csv"
@@ -140,6 +142,19 @@ def timeline(rows: Sequence[Row]) -> Iterator[Instant]:
     for method, _, prediction in rows:
         for instant in instants(prediction.operators, prediction.changes, prediction.phases):
             yield Instant(method=method.name, repeat=1, source="predicted", **instant)
+
+
+@contextmanager
+def refusals_in_a_line(method: Method) -> Iterator[None]:
+    """UserError for what a network says of shapes that it cannot have, and that nobody foresaw.
+
+    Other people's may be no network of x_t and t at all.
+    """
+    kinds = (ValueError,) if method.name in METHODS.names else (ValueError, TypeError)
+    try:
+        yield
+    except kinds as error:
+        raise UserError(f"--models {method.name}: it fails on this ({last_line(error)})") from error
 
 
 def open_folder(path: Path) -> None:

@@ -263,6 +263,7 @@ def predict_method(
         stack.enter_context(_ieee())
         where = stack.enter_context(_on(device, mode))
         stack.enter_context(cluster.joined(where))
+        stack.enter_context(errors_in_a_line())
         stack.enter_context(faking(mode))
         with where:
             network = method.build(work)
@@ -292,7 +293,7 @@ def _predict_sampling(
 ) -> Prediction:
     mode = FaithfulFakeMode()
     diffusion = Diffusion()  # the coefficients are values
-    with _ieee(), _on(device, mode) as where, faking(mode):
+    with _ieee(), _on(device, mode) as where, errors_in_a_line(), faking(mode):
         with where:
             network = method.build(work).eval()
         conditions = Conditions.of(work, *random_batch(work)).some(slice(None), where)

@@ -18,7 +18,7 @@ from ..report.grid import Cell, Grid, for_terminal
 from ..sizes import show_size
 from .cluster import in_words, refuse_what_cannot_be, spread_columns
 from .parallel import in_processes
-from .peaks import open_folder
+from .peaks import open_folder, refusals_in_a_line
 from .prediction import predict_method
 
 AXES = {
@@ -77,7 +77,10 @@ def sweep(name: str, axis: str, command: ScaleCommand) -> list[tuple[int, Worklo
 
 def predict_point(job: tuple[str, str, str, int, Workload, int, bool]) -> Point:
     name, preset, axis, value, work, gpus, shard = job
-    prediction = predict_method(METHODS[name], work, count_forward=False, gpus=gpus, shard=shard)
+    with refusals_in_a_line(METHODS[name]):
+        prediction = predict_method(
+            METHODS[name], work, count_forward=False, gpus=gpus, shard=shard
+        )
     parts: dict[str, Any] = {f"{part}_bytes": n for part, n in prediction.parts.items()}
     return Point(
         **METHODS[name].columns(),

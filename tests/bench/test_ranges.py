@@ -58,6 +58,8 @@ def test_the_walk_finds_a_number_of_any_size():
         (("run", "--sample-hz", "0"), "--sample-hz 0: more than 0, at most 1000"),
         (("run", "--channels", "8", "0"), "--channels 0: at least 1"),
         (("predict", "--couplings", "-3"), "--couplings -3: at least 1"),
+        (("scale", "--couplings", "20000"), "--couplings 20000: at least 1, at most 1024"),
+        (("predict", "--gpus", "0"), "--gpus 0: at least 1"),
         (("quality", "--seeds", "0", "-1"), "--seeds -1: at least 0"),
         (("sample", "RUN", "--samples", "0"), "--samples 0: at least 1, at most 10000"),
     ],
@@ -65,6 +67,34 @@ def test_the_walk_finds_a_number_of_any_size():
 def test_what_is_out_of_range_is_refused_in_one_line(monkeypatch, capsys, flags, said):
     """A seed of 2⁶³ ran to the end and left a folder that nothing could read."""
     monkeypatch.setattr(sys, "argv", ["bench", *flags])
+    assert cli.main() == 2
+    line = capsys.readouterr().err
+    assert line.startswith(f"error: {said}")
+    assert line.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (("run", "--models", "idm", "--channels", "7", "15"),
+         "--models idm with --channels 7 15: every level needs an even number"),
+        (("fit", "--memory", "8GiB", "--models", "patchddm", "--channels", "7", "15"),
+         "--models patchddm with --channels 7 15: channels (7, 15): the first must divide all"),
+        (("scale", "--models", "idm-lean", "--channels", "6", "12"),
+         "--models idm-lean with --channels 6 12: a level of 6 channels sends 12/8"),
+        (("predict", "--models", "torch.nn:Linear", "--channels", "8"),
+         "--models torch.nn:Linear with --channels 8: Linear.__init__() got an unexpected"),
+        (("predict", "--models", "torch.nn:Identity", "--channels", "8"),
+         "--models torch.nn:Identity: it fails on this (ValueError: optimizer got an empty"),
+        (("predict", "--models", "idm", "--volume", "1048576"), "larger than a computer can count"),
+        (("predict", "--models", "patchddm", "--preset", "small", "--channels", "8", "8",
+          "--volume", "2", "--patch", "2", "--batch-size", "1"),
+         "--models patchddm: it fails on this (ValueError: Expected more than 1 value"),
+    ],
+)  # fmt: skip
+def test_what_a_network_cannot_be_is_said_in_one_line(monkeypatch, capsys, tmp_path, flags, said):
+    """They ended in tracebacks, from within the network."""
+    monkeypatch.setattr(sys, "argv", ["bench", *flags, "--out", str(tmp_path)])
     assert cli.main() == 2
     line = capsys.readouterr().err
     assert line.startswith(f"error: {said}")
