@@ -37,7 +37,7 @@ class RunCommand:
     trial is ok, 1 if some are not, 2 for a wrong command.
     """
 
-    models: tuple[str, ...] = ("unet", "checkpoint", "patchddm", "idm", "idm-stored")
+    models: tuple[str, ...] = ("unet", "checkpoint", "patchddm", "idm", "idm-lean", "idm-stored")
     """Methods to train, in this order; ratios are relative to the first."""
     minutes: Minutes | None = None
     """Length of each window, in minutes; None: 2, unless --steps is given."""
@@ -96,7 +96,7 @@ class PredictCommand:
     Leaves runs.csv with the columns of a run, and with --timeline timeline.csv and a picture.
     """
 
-    models: tuple[str, ...] = ("unet", "checkpoint", "patchddm", "idm", "idm-stored")
+    models: tuple[str, ...] = ("unet", "checkpoint", "patchddm", "idm", "idm-lean", "idm-stored")
     """Methods to predict."""
     preset: Preset = "paper"
     """The workload."""
@@ -132,7 +132,7 @@ class FitCommand:
     """Memory of the card: 24GiB is 24 · 2³⁰ bytes, 24GB is 24 · 10⁹."""
     gpu: str | None = None
     """Name of a card, instead of --memory: a5000, rtx4090, a100-80gb, …; a wrong one lists all."""
-    models: tuple[str, ...] = ("unet", "checkpoint", "patchddm", "idm")
+    models: tuple[str, ...] = ("unet", "checkpoint", "patchddm", "idm", "idm-lean")
     """Methods to try."""
     preset: Preset = "paper"
     """The workload whose batch and volume are varied."""
@@ -159,7 +159,7 @@ class FitCommand:
 class ScaleCommand:
     """Predict peak memory against depth, volume and batch: a CSV, and a figure with the slopes."""
 
-    models: tuple[str, ...] = ("unet", "checkpoint", "patchddm", "idm", "idm-stored")
+    models: tuple[str, ...] = ("unet", "checkpoint", "patchddm", "idm", "idm-lean", "idm-stored")
     """Methods to compare."""
     preset: Preset = "small"
     """The workload; one of its values at a time is varied."""

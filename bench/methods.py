@@ -19,7 +19,7 @@ import difflib
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache, partial
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
@@ -55,6 +55,8 @@ class Method:
     """Techniques that the network itself carries out."""
     halves: bool = True
     """Whether each level of the network but the last halves the sides."""
+    matched: Mapping[str, Mapping[str, Sequence[int]]] = field(default_factory=dict)
+    """Its widths for `--match`, if nobody published any (`bench.presets.workload`)."""
     requires: tuple[str, ...] = ()
     """Packages that it builds with, and that are no dependencies of this one."""
 
@@ -84,7 +86,7 @@ class Method:
             )
         fixed = {name: value for each in self.techniques for name, value in each.work.items()}
         patches = bool(fixed.pop("patches", False))
-        work = workload(preset, self.published, overrides, fixed, patches)
+        work = workload(preset, self.published, overrides, fixed, patches, self.matched)
         halvings = sum(each.halvings for each in self.techniques)
         halvings += (len(work.channels) - 1) * self.halves
         multiple = 2**halvings
@@ -173,7 +175,7 @@ def _method(
     return Method(
         name, partial(found.build, **options), found.PUBLISHED, network or name,
         tuple(TECHNIQUES[each] for each in techniques), tuple(TECHNIQUES[each] for each in within),
-        requires=getattr(found, "REQUIRES", ()),
+        matched=getattr(found, "MATCHED", {}), requires=getattr(found, "REQUIRES", ()),
     )  # fmt: skip
 
 
@@ -323,7 +325,9 @@ def preset_changes(
 
     "none" where all is; the seed belongs to no preset. Modalities count where they were asked for.
     """
-    own: dict[str, Any] = asdict(method.workload(preset)) | asdict(Training(seed=training.seed))
+    as_it_is = method.workload(preset, Overrides(match=overrides.match))
+    own: dict[str, Any] = asdict(as_it_is) | asdict(Training(seed=training.seed))
+    own.pop("match")  # both are the preset; typed widths are said as such
     if overrides.modality is None:
         own.pop("modality")
     changes = []

@@ -31,6 +31,7 @@ Guidance = Annotated[float, Interval(ge=0, le=1000)]
 Intensity = Annotated[float, Interval(ge=-1e9, le=1e9)]
 
 Precision = Literal["fp32", "bf16", "fp16"]
+Match = Literal["parameters", "flops"]
 Target = Literal["eps", "v", "x0"]
 Sampler = Literal["ddpm", "ddpm-clipped", "ddpm-mean", "ddim"]
 
@@ -67,6 +68,8 @@ class Workload:
     """Saved tensors of at least so many bytes go to the host (`offload`); None: none do."""
     padded_from: Sides | None = None
     """Shape of the data in a volume that --pad made larger; the rest is 0."""
+    match: Match | None = None
+    """What of IDM's the networks that nobody published have, within 5 %; None: typed widths."""
 
     def __post_init__(self) -> None:
         _make_shapes(self)
@@ -99,7 +102,7 @@ _SHARED = {"couplings": 2, "precision": "fp32"}
 PRESETS: Mapping[str, Preset] = MappingProxyType(
     {
         "small": Preset(
-            "32³, batch 2, channels (32, 64, 128, 256), fp32: a laptop, CI",
+            "32³, batch 2, fp32, IDM of channels (32, 64, 128, 256): a laptop, CI",
             {**_SHARED, "volume": 32, "batch_size": 2, "channels": (32, 64, 128, 256)},
             patches=True,
         ),
@@ -140,7 +143,10 @@ class Overrides:
     batch_size: Count | None = None
     """Volumes in a step."""
     channels: tuple[Count, ...] | None = None
-    """Width of each level, finest first."""
+    """Width of each level, finest first; of all methods."""
+    match: Match | None = None
+    """The U-Net, whose widths no paper prescribes, has IDM's parameters, or the FLOPs of its step,
+    within 5 %; None: parameters."""
     couplings: Couplings | None = None
     """Couplings a level and branch, for invertible networks."""
     precision: Precision | None = None
@@ -217,12 +223,15 @@ def workload(
     overrides: Overrides | None = None,
     techniques: Mapping[str, Any] = MappingProxyType({}),
     patches: bool = False,
+    matched: Mapping[str, Mapping[str, Sequence[int]]] = MappingProxyType({}),
 ) -> Workload:
     """The workload of one method: preset, then its published setting, then the flags.
 
     `published` is the method's own setting (keys of `Workload`), `techniques` what its techniques
-    set. A patch keeps the published ratio to the volume (PatchDDM-3D: 128 of 256) unless a flag
-    names it; where `patches` were asked for, it has half the sides in every preset.
+    set, `matched` its widths where they are to be as large as IDM's (by `Match`, then by whose:
+    `small`, or `paper` for all others). A patch keeps the published ratio to the volume
+    (PatchDDM-3D: 128 of 256) unless a flag names it; where `patches` were asked for, it has half
+    the sides in every preset.
     """
     if preset not in PRESETS:
         raise UserError(f"--preset {preset}: unknown; the presets are {', '.join(PRESETS)}")
@@ -248,6 +257,13 @@ def workload(
         # A technique's setting goes to the methods that have the technique.
         **{key: value for key, value in given.items() if key not in _OF_TECHNIQUES - {*techniques}},
     }
+    if "channels" not in given:
+        values["match"] = match = given.get("match", "parameters")
+        of_idm = "small" if "channels" in chosen.common else "paper"
+        if widths := matched.get(match, {}).get(of_idm):
+            values["channels"] = widths
+    elif "match" in given:
+        raise UserError(f"--match {given['match']}: --channels gives the widths; give one of them")
     trains_on_patches = patches or "patch" in published
     if not trains_on_patches:
         values["patch"] = values["volume"]

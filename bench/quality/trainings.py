@@ -137,7 +137,7 @@ class Trainings(Launcher[QualityCommand, TrainingPlan, QualityRun]):
                 f"{show_size(width.next_peak_memory_bytes)}",
             )
         widened = [
-            (method, replace(work, channels=width.channels))
+            (method, replace(work, channels=width.channels, match=None))
             for (method, work), width in zip(chosen, widths, strict=True)
         ]
         return widened, [width.peak_memory_bytes for width in widths]

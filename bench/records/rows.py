@@ -35,6 +35,8 @@ class Work:
     batch_size: int | None = None
     channels: str | None = None
     """Width of each level, finest first."""
+    match: str | None = None
+    """What of IDM's `unet` was given: parameters or flops; empty where widths were typed."""
     couplings: int | None = None
     """A level and branch, of invertible networks; the others ignore it."""
     modality: str | None = None

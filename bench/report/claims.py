@@ -42,6 +42,8 @@ class Claim:
     """What would have to be seen."""
     examine: Callable[[Any], Finding | None]
     """A group of trials, or the rows of a sweep; None where its machine or methods cannot tell."""
+    match: str = "parameters"
+    """What of IDM's `unet` has in the groups that are examined."""
 
 
 @dataclass(frozen=True)
@@ -162,8 +164,13 @@ CLAIMS = (
                lambda one, other: round(one.value / other.value, 2) <= 0.85),
     ),
     Claim(
-        "Least memory of all methods", "Fig. 3",
+        "Least memory of all methods, at equal parameters", "Fig. 3",
         "idm's peak is below that of every other method (at least two)", _least_memory,
+    ),
+    Claim(
+        "Least memory of all methods, at equal FLOPs", "Fig. 3, for networks that compute as much",
+        "the same, where unet has the FLOPs of idm's step (--match flops)", _least_memory,
+        match="flops",
     ),
     Claim(
         "4.61× the FLOPs of PatchDDM-3D", "Table 2: 4.61×", "idm ÷ patchddm is 4.61 within 5 %",
@@ -211,8 +218,16 @@ def judge(evidence: Evidence) -> list[Judged]:
     if scale is not None:
         lines = scale[(scale["method"] == "idm") & (scale["axis"] == "couplings")]
         sweeps = [rows for _, rows in lines.groupby("run") if len(rows) > 1]
-    judged = [_judge(claim, at) for claim in CLAIMS]
+    judged = [_judge(claim, _matched(at, claim.match)) for claim in CLAIMS]
     return judged + [_judge(claim, {"any": sweeps}) for claim in DEPTH_CLAIMS]
+
+
+def _matched(at: Mapping[str, Sequence[Group]], match: str) -> dict[str, list[Group]]:
+    """Runs of older versions, which recorded no match, had equal parameters in these presets."""
+    return {
+        setting: [g for g in groups if (g.match == "flops") == (match == "flops")]
+        for setting, groups in at.items()
+    }
 
 
 def _judge(claim: Claim, at: Mapping[str, Sequence[Any]]) -> Judged:

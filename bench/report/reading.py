@@ -44,7 +44,8 @@ SETTINGS = [
     for f in fields(Setting)
     if f.name
     not in {
-        "preset", "preset_changes", "data", "device", "device_name",  # a group shares these
+        # a group shares these
+        "preset", "preset_changes", "match", "data", "device", "device_name",
         "seed", "started_at", "window_limit_s", "window_limit_steps",  # repeats may differ in these
     }
 ]  # fmt: skip
@@ -64,7 +65,7 @@ class Group:
     """Rows of `runs.csv`, with `run` (the folder's name) and `trial` (its key in `samples`)."""
     samples: pd.DataFrame
     shared: Mapping[str, Any]
-    """Of all of them: source (`measured` or `predicted`), preset, data, device, versions."""
+    """Of all of them: source (`measured` or `predicted`), preset, match, data, device, versions."""
 
     @property
     def preset(self) -> str:
@@ -75,9 +76,15 @@ class Group:
         return str(self.shared["source"])
 
     @property
+    def match(self) -> str:
+        """What of IDM's `unet` has: parameters, flops, or none of it."""
+        return str(self.shared["match"])
+
+    @property
     def name(self) -> str:
         where = "" if self.kind == "predicted" else f" on {self.shared['device']}"
-        return f"{self.preset}, {self.kind}{where}"
+        widths = " at equal FLOPs" if self.match == "flops" else ""
+        return f"{self.preset}{widths}, {self.kind}{where}"
 
     @property
     def runs(self) -> list[str]:
@@ -217,6 +224,7 @@ def _read_groups(run: Run, name: str, evidence: Evidence) -> Iterator[Group]:
     keys = [predicted.map({True: "predicted", False: "measured"}).rename("source")]
     for column, key in (("preset", "preset"), ("data", "data"), ("device_name", "device")):
         keys.append(records[column].fillna("not recorded").rename(key))
+    keys.append(records["match"].fillna("nothing"))
     for values, rows in records.groupby(keys, sort=False):
         shared = dict(zip((str(key.name) for key in keys), map(str, values), strict=True))
         own = samples[samples["trial"].isin(set(rows["trial"]))]
@@ -265,7 +273,7 @@ def _pooled(groups: Iterable[Group], problems: list[str]) -> list[Group]:
             )
             continue
         for other, differences in zip(pooled, apart, strict=True):
-            if not {"preset", "source"} & set(differences):
+            if not {"preset", "source", "match"} & set(differences):
                 problems.append(
                     f"not counted together: {other.runs[0]} and {group.runs[0]} ({group.name}) "
                     f"differ in {', '.join(differences.values())}"

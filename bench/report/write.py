@@ -91,7 +91,11 @@ def _suffixes(groups: Sequence[Group]) -> list[str]:
     names: list[str] = []
     for group in groups:
         preset = "".join(c for c in group.preset if c.isalnum() or c == "-") or "other"
-        name = f"-{preset}" + ("-predicted" if group.kind == "predicted" else "")
+        name = (
+            f"-{preset}"
+            + ("-flops" if group.match == "flops" else "")
+            + ("-predicted" if group.kind == "predicted" else "")
+        )
         number = sum(name == other or other.startswith(f"{name}-n") for other in names)
         names.append(f"{name}-n{number + 1}" if number else name)
     return names

@@ -2,8 +2,10 @@
 
 import pytest
 
+from bench.ddpm.step import Training
 from bench.errors import UserError
-from bench.methods import METHODS, find_methods
+from bench.methods import METHODS, find_methods, preset_changes
+from bench.predict import predict
 from bench.presets import PRESETS, Overrides
 
 IDM_CHANNELS = (64, 128, 256, 512, 1024, 2048)
@@ -18,7 +20,31 @@ def test_the_names_are_those_of_the_design():
 def test_small_is_the_same_for_all(name):
     work = METHODS[name].workload("small")
     assert (work.volume, work.batch_size, work.precision) == (32, 2, "fp32")
-    assert work.channels == (32, 64, 128, 256)
+    of_unet = METHODS[name].network.startswith("unet")
+    assert work.channels == ((12, 24, 48, 96) if of_unet else (32, 64, 128, 256))
+
+
+@pytest.mark.parametrize("preset", ["small", "equal"])
+@pytest.mark.parametrize("match", ["parameters", "flops"])
+def test_unet_is_as_large_as_idm_or_computes_as_much(preset, match):
+    unet, idm = (predict(name, preset=preset, match=match) for name in ("unet", "idm"))
+    column = "parameters" if match == "parameters" else "flops_step"
+    assert getattr(unet, column) == pytest.approx(getattr(idm, column), rel=0.05)
+    assert METHODS["unet"].workload(preset, Overrides(match=match)).match == match
+
+
+def test_typed_widths_match_nothing():
+    assert METHODS["unet"].workload("equal").match == "parameters"
+    assert METHODS["unet"].workload("equal", Overrides(channels=(8, 16))).match is None
+    with pytest.raises(UserError, match="--match flops: --channels gives the widths"):
+        METHODS["unet"].workload("equal", Overrides(channels=(8, 16), match="flops"))
+
+
+def test_either_match_is_the_preset():
+    for match in (None, "parameters", "flops"):
+        given = Overrides(match=match)
+        work = METHODS["unet"].workload("equal", given)
+        assert preset_changes(METHODS["unet"], "equal", given, work, Training()) == "none"
 
 
 def test_paper_is_each_methods_published_setting():

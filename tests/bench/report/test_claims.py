@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from bench.report.claims import claims_grid, judge
@@ -94,13 +95,30 @@ def test_two_runs_that_disagree_are_not_averaged(tmp_path: Path):
     assert verdicts(*folders)[MEMORY] == "the runs disagree"
 
 
+LEAST = "Least memory of all methods, at equal parameters"
+
+
+def test_least_memory_has_a_verdict_for_either_width(tmp_path: Path):
+    """Checkpointed, a U-Net that computes as much needs less."""
+    wide = peaks(tmp_path / "a", "equal", idm=6, patchddm=7, checkpoint=14)
+    slim = peaks(tmp_path / "b", "equal", idm=6, patchddm=7, checkpoint=3)
+    for folder, match in ((wide, "parameters"), (slim, "flops")):
+        rows = pd.read_csv(folder / "runs.csv").assign(match=match)
+        rows.to_csv(folder / "runs.csv", index=False)
+    evidence = read_evidence([wide, slim])
+    assert [group.match for group in evidence.groups] == ["parameters", "flops"]
+    found = {one.claim.text: one.verdict for one in judge(evidence)}
+    assert found[LEAST].startswith("holds at equal")
+    assert found["Least memory of all methods, at equal FLOPs"].startswith("does not hold at equal")
+
+
 def test_least_memory_is_among_the_methods_that_the_paper_compares(tmp_path: Path):
     folder = peaks(tmp_path / "a", "paper", idm=6, patchddm=7, unet=18, **{"idm-stored": 5})
-    assert verdicts(folder)["Least memory of all methods"].startswith("holds at paper")
+    assert verdicts(folder)[LEAST].startswith("holds at paper")
     folder = peaks(tmp_path / "b", "paper", idm=6, patchddm=5, unet=18)
-    assert verdicts(folder)["Least memory of all methods"].startswith("does not hold at paper")
+    assert verdicts(folder)[LEAST].startswith("does not hold at paper")
     folder = peaks(tmp_path / "c", "paper", idm=6, patchddm=7)  # two are not all
-    assert verdicts(folder)["Least memory of all methods"] == "not measurable on this machine"
+    assert verdicts(folder)[LEAST] == "not measurable on this machine"
 
 
 def test_depth_is_judged_by_scale_csv(tmp_path: Path):
@@ -123,6 +141,6 @@ def test_depth_is_judged_by_scale_csv(tmp_path: Path):
 
 def test_the_page_has_a_row_a_claim(paper_run):
     grid = claims_grid(judge(read_evidence([paper_run.folder])))
-    assert len(grid.rows) == 8
+    assert len(grid.rows) == 9
     assert grid.header[0] == "Claim"
     assert grid.header[-1] == "Verdict"
