@@ -49,6 +49,8 @@ reference: $(VENV)/installed
 	    --cache-dir .cache/volumes --out $(MADE)/reference
 	$(RUN) -m bench predict $(ALL) --preset paper --timeline --out $(MADE)/reference/paper
 	$(RUN) -m bench predict $(ALL) --preset equal --timeline --out $(MADE)/reference/equal
+	for preset in paper equal; do $(RUN) -m bench predict $(ALL) --preset $$preset --match flops \
+	    --out $(MADE)/reference/$$preset-flops; done
 	$(RUN) -m bench predict $(ALL) --preset full-volume --out $(MADE)/reference/full-volume
 	$(RUN) -m bench scale $(ALL) --out $(MADE)/reference/scale
 	for size in 8 16 24 40 80; do \

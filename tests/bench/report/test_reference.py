@@ -24,7 +24,8 @@ def runs_of(part: str) -> list[QualityRun]:
 
 def test_the_reference_tables_come_from_the_reference_rows(tmp_path: Path):
     marks = ("runs.csv", "scale.csv")
-    folders = sorted({path.parent for mark in marks for path in REFERENCE.glob(f"*/{mark}")})
+    folders = list({path.parent for mark in marks for path in REFERENCE.glob(f"*/{mark}")})
+    folders.sort(key=lambda folder: f"{folder}/")  # as the Makefile's */ does
     assert folders
     write_reports(folders, tmp_path)
     for name in ("table1", "table2", "claims"):
@@ -38,7 +39,7 @@ def test_the_readme_shows_rows_of_the_reference_tables():
     tables = (REFERENCE / "table2.md").read_text(encoding="utf-8").splitlines()
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     shown = [line for line in readme.splitlines() if "(1.00×)" in line]
-    assert len(shown) == 7
+    assert len(shown) == 10
     assert set(shown) <= set(tables)
 
 
