@@ -49,8 +49,13 @@ class Twins:
         self._alive: list[torch.UntypedStorage] = []  # so that no other storage gets its address
 
     def of(self, tensor: Tensor, device: torch.device | None = None) -> Tensor:
-        """The twin of a tensor; a fake one is its own."""
+        """The twin of a tensor; a fake one is its own, and so is the meta tensor inside it.
+
+        PyTorch makes fake tensors in sight of `_Meeting` where C++ calls it, as in `Function.apply`.
+        """
         if isinstance(tensor, FakeTensor) or isinstance(_local(tensor), FakeTensor):
+            return tensor
+        if tensor.is_meta:
             return tensor
         known = self._known.get(id(tensor))
         if known is None or known[0]() is not tensor:
