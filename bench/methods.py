@@ -203,12 +203,12 @@ class _Methods(Mapping[str, Method]):
 
 METHODS = _Methods(
     _method("unet", "baselines.unet"),
-    _method("unet-attention", "baselines.unet", attention=True),
     _method("checkpoint", "baselines.unet", "checkpoint", network="unet"),
     _method("patchddm", "baselines.patchddm", within=("patch",)),
     _method("idm", "models.idm"),
     _method("idm-lean", "models.idm.lean", within=("fused-backward", "adam8bit"), network="idm"),
     _method("idm-stored", "models.idm", network="idm", backward="stored"),
+    _method("unet-attention", "baselines.unet", attention=True),
     _method("wdm", "baselines.wdm", "wavelet"),
     _method("iunet", "baselines.iunet"),
     _method("revunet", "models.revunet"),

@@ -35,9 +35,11 @@ CUBLAS = 2 * 2**25
 
 
 def predict_row(row: pd.Series) -> Prediction:
-    """Today's prediction of what a row has measured."""
+    """Today's prediction of what a row has measured, in the widths that it had."""
     method = METHODS[row["method"]]
-    work = method.workload(row["preset"], Overrides(precision=row["precision"]))
+    widths = tuple(map(int, row["channels"].split()))
+    overrides = Overrides(precision=row["precision"], channels=widths)
+    work = method.workload(row["preset"], overrides)
     return predict_method(method, work, count_forward=False)
 
 

@@ -134,7 +134,7 @@ def test_offloading_is_predicted_on_a_card_with_what_the_host_then_holds():
     here, there = (predict(name, preset="small") for name in ("unet", "unet+offload"))
     assert here.host_bytes == 0
     assert there.peak_memory_bytes < here.peak_memory_bytes
-    assert there.host_bytes > 2**28
+    assert there.host_bytes > 2**27
     assert there.stored_bytes + there.host_bytes == here.stored_bytes
     assert there.flops_step == here.flops_step
 
