@@ -51,7 +51,7 @@ class Twins:
     def of(self, tensor: Tensor, device: torch.device | None = None) -> Tensor:
         """The twin of a tensor; a fake one is its own, and so is the meta tensor inside it.
 
-        PyTorch makes fake tensors in sight of `_Meeting` where C++ calls it, as in `Function.apply`.
+        PyTorch makes fake tensors in sight of `_Meeting` where C++ calls it: in `Function.apply`.
         """
         if isinstance(tensor, FakeTensor) or isinstance(_local(tensor), FakeTensor):
             return tensor
