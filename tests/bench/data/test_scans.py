@@ -42,7 +42,8 @@ def save(path: Path, voxels: np.ndarray, affine: np.ndarray | None = RAS, **head
     image = nib.Nifti1Image(voxels, affine)
     for name, value in header.items():
         image.header[name] = value
-    nib.save(image, path)
+    content = image.to_bytes()
+    path.write_bytes(gzip.compress(content, 1) if path.suffix == ".gz" else content)
     return path
 
 
