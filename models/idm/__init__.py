@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from .network import IDM
+from .padding import pad_to_multiple
 from .reversible import ReconstructionError, Region, ReversibleSequential
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "Region",
     "ReversibleSequential",
     "build",
+    "pad_to_multiple",
 ]
 
 # The setting of the paper's experiments (§5.2).

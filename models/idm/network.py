@@ -460,16 +460,21 @@ class IDM(nn.Module):
             add(f"level{level}_merge", merge, (name, "up"), halves)  # eq. (2)
             add_couplings(level, "decode")
 
+    @property
+    def multiple(self) -> int:
+        """What each side of a volume must be a multiple of (`pad_to_multiple`)."""
+        return 2 ** (len(self.channels) - 1)
+
     def _check_input(self, x: Tensor, channels: int) -> None:
-        factor = 2 ** (len(self.channels) - 1)
         if x.ndim != 2 + self.dims or x.shape[1] != channels:
             raise ValueError(
                 f"expected (batch, {channels}, {self.dims} spatial axes), got {tuple(x.shape)}"
             )
-        if any(size % factor for size in x.shape[2:]):
+        if any(size % self.multiple for size in x.shape[2:]):
             raise ValueError(
                 f"{len(self.channels)} levels halve each axis {len(self.channels) - 1} times, so "
-                f"sizes must be multiples of {factor}; got {tuple(x.shape[2:])}"
+                f"sizes must be multiples of {self.multiple} (see pad_to_multiple); "
+                f"got {tuple(x.shape[2:])}"
             )
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch._subclasses import FakeTensorMode
 
-from models.idm import IDM, PUBLISHED, build
+from models.idm import IDM, PUBLISHED, build, pad_to_multiple
 from models.idm.attention import InvertibleAttention, checkerboard, parity
 from models.idm.coupling import AdditiveCoupling, ConvolutionBlock
 from models.idm.resampling import ChannelMixing, Downsampling
@@ -335,3 +335,15 @@ def test_couplings_alternate():
     net = IDM(channels=NARROW, couplings=3)
     changes = [m.changes for m in net.body.values() if isinstance(m, AdditiveCoupling)]
     assert changes[:3] == [1, 0, 1]
+
+
+@pytest.mark.parametrize("sides", [(5, 9, 7), (8, 4, 4), (11, 6)])
+def test_any_sides_with_a_rim_that_is_taken_off_again(sides):
+    """Brains are no multiples of 8."""
+    net = IDM(1, NARROW, dims=len(sides))
+    x, t = batch(2, 1, *sides)
+    padded, inside = pad_to_multiple(x, net.multiple, value=-1)
+    assert padded.shape[2:] == tuple(-(-side // 4) * 4 for side in sides)
+    assert torch.equal(padded[inside], x)
+    assert (padded == -1).sum() == padded.numel() - x.numel()
+    assert net(padded, t)[inside].shape == x.shape
