@@ -6,6 +6,7 @@ To add a card: `python -m bench validate --preset equal` on it, and the file nam
 and its PyTorch into results/cards/.
 """
 
+from functools import cache
 from pathlib import Path
 
 import pandas as pd
@@ -36,11 +37,16 @@ CUBLAS = 2 * 2**25
 
 def predict_row(row: pd.Series) -> Prediction:
     """Today's prediction of what a row has measured, in the widths that it had."""
-    method = METHODS[row["method"]]
     widths = tuple(map(int, row["channels"].split()))
-    overrides = Overrides(precision=row["precision"], channels=widths)
-    work = method.workload(row["preset"], overrides)
-    return predict_method(method, work, count_forward=False)
+    return _predict(
+        row["method"], row["preset"], Overrides(precision=row["precision"], channels=widths)
+    )
+
+
+@cache
+def _predict(name: str, preset: str, overrides: Overrides) -> Prediction:
+    method = METHODS[name]
+    return predict_method(method, method.workload(preset, overrides), count_forward=False)
 
 
 def expected_grid(table: pd.DataFrame) -> Grid:

@@ -24,6 +24,7 @@ from bench.records.folder import QualityRun
 ROOT = Path(__file__).parents[3]
 EXACT = ["method", "seed", "step", "loss_train", "val_mse", "val_mse_ema", "learning_rate"]
 TINY = ("--subjects", "12", "--volume", "16", "--channels", "8", "16")
+FEW_SAMPLES = ("--samples", "1", "--sampler", "ddim", "--sampler-steps", "2")
 
 
 def quality(folder: Path, *arguments: str) -> subprocess.Popen[str]:
@@ -46,6 +47,7 @@ def finished(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
         arguments = ["--models", "idm", "patchddm", "--steps", "4", "--validations", "2", *TINY]
+        arguments += ["--samples", "2", "--sampler-steps", "10"]
         arguments += ["--out", str(folder / "out")]
         patch.setattr(sys, "argv", ["bench", "quality", *arguments])
         status = cli.main()
@@ -114,14 +116,14 @@ def test_what_they_are_worth(finished):
     scores = run.scores()
     for method in ("idm", "patchddm"):
         of_method = scores[scores["method"] == method]
-        drawn = of_method[of_method["protocol"] == "ddpm-clipped-250"]
+        drawn = of_method[of_method["protocol"] == "ddpm-clipped-10"]
         assert {"ms_ssim", "histogram_distance", "sampling_peak_memory_bytes"} <= set(
             drawn["column"]
         )
         noise = of_method[of_method["column"] == "mse"]
         assert set(noise["timestep"]) == {200, 500, 1000, 1500}
         assert noise["value"].between(0.01, 1.5).all()
-        for index in range(4):
+        for index in range(2):
             image = nib.load(run.folder / "samples" / f"{method}-0_{index}.nii.gz")
             voxels = image.get_fdata()
             assert image.shape == (16, 16, 16)
@@ -133,7 +135,7 @@ def test_what_they_are_worth(finished):
         assert (run.folder / f"{name}.pdf").read_bytes().startswith(b"%PDF")
     assert "patchddm, T1" in (run.folder / "table1.md").read_text()
     page = (run.folder / "report.html").read_text()
-    assert "Figure 2. Real and generated volumes, drawn by ddpm-clipped-250, " in page
+    assert "Figure 2. Real and generated volumes, drawn by ddpm-clipped-10, " in page
 
 
 def test_nothing_that_is_finished_is_trained_again(finished, monkeypatch, capsys):
@@ -153,7 +155,7 @@ def test_nothing_that_is_finished_is_trained_again(finished, monkeypatch, capsys
 def test_a_run_killed_and_interrupted_has_the_curve_of_one_that_was_not(tmp_path):
     """The command itself gets SIGKILL, then, resumed, SIGINT, then runs to its end."""
     arguments = ("--models", "idm", "idm-lean", "--steps", "16", "--validations", "8", *TINY)
-    arguments += ("--checkpoint-minutes", "0.005")
+    arguments += ("--checkpoint-minutes", "0.005", *FEW_SAMPLES)
     whole = quality(tmp_path, *arguments, "--out", str(tmp_path / "whole"))
     assert whole.wait() == 0
 
@@ -199,7 +201,7 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> N
 def test_idm_learns(tmp_path):
     """45 steps at `small`, about a minute, leave less than 0.3 of what predicting zero leaves."""
     process = quality(tmp_path, "--models", "idm", "--steps", "45", "--validations", "1",
-                      "--out", str(tmp_path / "out"))  # fmt: skip
+                      *FEW_SAMPLES, "--out", str(tmp_path / "out"))  # fmt: skip
     output, _ = process.communicate()
     assert process.returncode == 0, output
     curve = the_run(tmp_path / "out").learning()

@@ -38,6 +38,8 @@ def tiny_plan(run: QualityRun, **changes: Any) -> TrainingPlan:
         val=(1, 4),
         validations=3,
         checkpoint_s=0,
+        sampler="ddim",
+        sampler_steps=2,
     )
     return replace(plan, **changes)
 

@@ -117,6 +117,7 @@ def test_strict_does_not_start_beside_others(tmp_path, busy_cpu):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_window_beside_others_and_two_runs_of_one_seed(tmp_path, busy_cpu):
     window = Window(steps=60)  # long enough for the clock ticks in which the kernel counts load
     plans = [

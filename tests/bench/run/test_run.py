@@ -20,7 +20,7 @@ from bench.report.tables import significant
 from tests.volumes import make_brats_folder
 
 ROOT = Path(__file__).parents[3]
-METHODS = ["unet", "checkpoint", "patchddm", "idm", "idm-lean", "idm-stored"]
+METHODS = ["unet", "checkpoint", "patchddm", "idm", "idm-lean"]
 TINY = ["--volume", "16", "--batch-size", "1", "--channels", "32", "64", "128"]
 PARTS = ["parameter_bytes", "gradient_bytes", "optimizer_bytes", "activation_bytes", "other_bytes"]
 
@@ -86,7 +86,7 @@ def test_a_record_says_what_was_trained(records):
     assert (records["steps"] == 3).all()
     assert records.loc["patchddm", "patch"] == 8  # half the side, as published
     assert records.loc["unet", "parameters"] == records.loc["checkpoint", "parameters"]
-    assert records.loc["idm", "parameters"] == records.loc["idm-stored", "parameters"]
+    assert records.loc["idm", "parameters"] == records.loc["idm-lean", "parameters"]
 
 
 def test_the_parts_add_up_to_the_peak(records):
@@ -118,13 +118,12 @@ def test_the_allocator_gave_out_no_less_than_the_tensors(records):
 
 def test_memory_strategies_do_what_they_promise(records):
     peak, flops = records["peak_memory_bytes"], records["flops_step"]
-    assert peak["idm-lean"] < peak["idm"] < peak["idm-stored"]
+    assert peak["idm-lean"] < peak["idm"]
     assert peak["checkpoint"] < peak["unet"]
     assert flops["checkpoint"] > flops["unet"]
-    assert flops["idm"] > flops["idm-stored"]
     forward = records["flops_forward"]
     assert forward["checkpoint"] == forward["unet"]
-    assert forward["idm"] == forward["idm-stored"]
+    assert forward["idm"] == forward["idm-lean"]
     # Forward and twice that backward, a multiply-add as two; fvcore also counts the norms.
     assert 0.9 < flops["unet"] / (6 * forward["unet"]) <= 1.0
 
@@ -133,7 +132,6 @@ def test_the_same_network_has_the_same_losses_whatever_the_strategy(records):
     # The first step of the window is the third of the trial: idm-lean's bytes have rounded twice.
     for one, other, rel in (
         ("unet", "checkpoint", 1e-6),
-        ("idm", "idm-stored", 1e-6),
         ("idm", "idm-lean", 1e-3),
     ):
         first = records.loc[other, "loss_first"]
