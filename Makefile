@@ -27,10 +27,12 @@ lint: $(VENV)/installed
 # PyTorch's CPU builds. Peers stand apart: they are installed without what they drag in.
 UV = UV_CUSTOM_COMPILE_COMMAND="make lock" UV_FIND_LINKS=$(PIP_FIND_LINKS) $(VENV)/bin/uv pip \
     compile -q -c constraints.txt --generate-hashes --no-annotate --python-version 3.11
+PEERS = iunets memcnn dynamic-network-architectures \
+    accelerate huggingface-hub lightning lightning-utilities torchmetrics
 lock: $(VENV)/installed
 	$(VENV)/bin/pip install -q uv==0.13.9
 	$(UV) pyproject.toml --extra test --extra lint --extra browser -o .ci/requirements.txt
-	printf "iunets\nmemcnn\ndynamic-network-architectures\n" | $(UV) --no-deps - -o .ci/peers.txt
+	printf "%s\n" $(PEERS) | $(UV) --no-deps - -o .ci/peers.txt
 
 # Bound and measured side by side; fails where a bound is missed. Wants an idle machine.
 benchmarks: $(VENV)/installed

@@ -14,4 +14,9 @@ evaluation.py      what follows a training: scores, samples, their memory
 metrics.py         the definitions
 scoring.py         the protocols: validation set, best batch, samples
 draw.py            the command `sample`: volumes from the checkpoints of a run
+trained.py         its trained networks, for your own code
 """
+
+from .trained import from_run
+
+__all__ = ["from_run"]

@@ -16,17 +16,16 @@ from ..errors import UserError
 from ..harness import planning
 from ..harness.console import ConsoleDisplay, say
 from ..harness.worker import is_out_of_memory
-from ..methods import METHODS
 from ..records.files import write_rows
 from ..records.folder import QualityRun
 from ..records.rows import Score
 from ..report.figure2 import write_figure2
 from ..report.grid import NOTHING, Cell, Grid, for_terminal, significant
-from .checkpoint import load_averages
 from .evaluation import affines_of, conditions_of
 from .plan import TrainingPlan
 from .recorder import name_training
 from .scoring import score_samples
+from .trained import load_trained
 from .trainings import (
     Trainings,
     check_sampler,
@@ -119,10 +118,7 @@ def _draw(
     display: ConsoleDisplay,
 ) -> tuple[Tensor, list[Score]]:
     """(N, C, D, H, W) in [0, 1], on the CPU, and their scores."""
-    with device:
-        network = METHODS[plan.method].build(plan.work)
-    load_averages(run.checkpoint(plan.method, plan.seed), network, plan.method, plan.seed)
-    denoise = denoiser(network, plan.work, device)
+    denoise = denoiser(load_trained(run, plan, device), plan.work, device)
     volumes = load(Path(plan.volumes))
     conditions = conditions_of(plan, volumes, _members(plan, command))
     image = len(plan.work.modality)
