@@ -151,6 +151,7 @@ TECHNIQUES: Mapping[str, Technique] = MappingProxyType(
                 "checkpoint-selective", "baselines.techniques.checkpoint", keep_convolutions=True
             ),
             _technique("offload", "baselines.techniques.offload"),
+            _technique("compile", "baselines.techniques.compile"),
             _technique("accumulate", "baselines.techniques.accumulate"),
             _technique("fused-backward", "models.idm.optimizer", in_backward=True),
             _technique("adam8bit", "models.idm.optimizer", kind="rounded", eight_bit=True),

@@ -66,6 +66,8 @@ class Workload:
     """Volumes that pass through the network at a time (`accumulate`); None: the whole batch."""
     offload_bytes: Bytes | None = None
     """Saved tensors of at least so many bytes go to the host (`offload`); None: none do."""
+    memory_budget: Share | None = None
+    """Share of the activations that `compile` may store; None: the method does not compile."""
     padded_from: Sides | None = None
     """Shape of the data in a volume that --pad made larger; the rest is 0."""
     match: Match | None = None
@@ -165,6 +167,8 @@ class Overrides:
     """Volumes at a time, for `accumulate`; None: 1."""
     offload_bytes: Bytes | None = None
     """Bytes from which on a saved tensor goes to the host, for `offload`; None: 1 MiB."""
+    memory_budget: Share | None = None
+    """Share of the activations to store, for `compile`, 0 to 1; None: 1."""
 
     def __post_init__(self) -> None:
         _make_shapes(self)
@@ -181,7 +185,7 @@ class Reading:
     """Millimetres of a voxel: 1.5, or 1x1x3; None: such that the head fills the volume."""
 
 
-_OF_TECHNIQUES = frozenset({"micro_batch", "offload_bytes"})
+_OF_TECHNIQUES = frozenset({"micro_batch", "offload_bytes", "memory_budget"})
 
 
 def name_columns(typed: Sequence[str], flag: str) -> dict[str, str | None]:

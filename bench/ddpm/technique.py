@@ -12,7 +12,8 @@ A technique is a file that states its `KIND` and offers some of these; the rest 
 - `WORK`: values of the workload that come with it: the precision, the micro-batch;
 - `HALVINGS`: how often it halves the sides before the network does;
 - `EXCLUDES`: the technique that it cannot be combined with -> why;
-- `ON_CPU`: what is to be said where it trains on a CPU.
+- `ON_CPU`: what is to be said where it trains on a CPU;
+- `ASSUMED`: what a prediction takes for granted of it.
 """
 
 import itertools
@@ -43,6 +44,7 @@ class Technique:
     halvings: int = 0
     excludes: Mapping[str, str] = field(default_factory=dict)
     on_cpu: str = ""
+    assumed: str = ""
 
     @classmethod
     def of(cls, name: str, module: Any, **options: Any) -> "Technique":
@@ -58,6 +60,7 @@ class Technique:
             name, module.KIND, offered("build"), offered("saving"), offered("make_optimizer"),
             getattr(module, "WORK", {}), getattr(module, "HALVINGS", 0),
             getattr(module, "EXCLUDES", {}), getattr(module, "ON_CPU", ""),
+            getattr(module, "ASSUMED", ""),
         )  # fmt: skip
 
 

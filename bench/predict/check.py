@@ -25,6 +25,7 @@ from ..records.folder import Run
 from ..records.rows import BaselinePeak
 from ..sizes import show_shape
 from .parallel import in_processes
+from .peaks import say_assumed
 from .prediction import Prediction, predict_method
 
 GATED_PRESETS = ("small", "paper", "equal")
@@ -281,6 +282,7 @@ def _update(command: CheckCommand, path: Path, console: Console) -> int:
         peaks = kept | {peak.key: peak for peak in predict_peaks(keys)}
     write_baseline(path, peaks.values())
     say(console, f"{path}: {len(keys)} rows, torch {torch_version()}")
+    say_assumed([METHODS[method] for _, method in keys], console)
     return 0
 
 
@@ -301,6 +303,7 @@ def _report(
         elif difference.grown < 0:
             say(console, f"shrank {method} at {preset}: {by}: {difference.explanation}")
     say(console, f"{len(differences)} peaks compared, {grew} grew.")
+    say_assumed([METHODS[each.key[1]] for each in differences], console)
     if not grew and any(difference.grown < 0 for difference in differences):
         say(console, f"Peaks shrank; update the baseline: {_update_command()}.")
     return 1 if grew else 0

@@ -227,7 +227,8 @@ def faking(mode: FakeTensorMode) -> Iterator[None]:
     for types in lists:
         types.append(FakeTensor)
     try:
-        with mode:
+        # A compiled network runs as it was written: what the compiler makes of it needs values.
+        with mode, torch.compiler.set_stance("force_eager"):
             yield
     finally:
         for types in lists:

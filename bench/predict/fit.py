@@ -19,7 +19,7 @@ from .alloc_conf import AllocConf, alloc_conf_text, parse_alloc_conf
 from .cluster import in_words, refuse_what_cannot_be, spread_columns
 from .gpus import find_gpu
 from .parallel import in_processes
-from .peaks import NOT_MODELLED, check_drawing, open_folder, refusals_in_a_line
+from .peaks import NOT_MODELLED, check_drawing, open_folder, refusals_in_a_line, say_assumed
 from .prediction import Prediction, predict_method, seen_whole
 from .search import largest_that_fits
 
@@ -94,6 +94,7 @@ def run_fit(command: FitCommand, console: Console) -> int:
         "that cuDNN is expected to make. Needs are what PyTorch's allocator gives out at the peak. "
         + (f"The allocator is set to {conf}." if conf else STAR),
     )
+    say_assumed([METHODS[each.method] for each in fits], console)
     say(console, f"  {path}")
     return 0 if any(fit.batch_size for fit in fits) else 1
 

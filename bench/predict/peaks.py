@@ -89,12 +89,20 @@ def run_predict(command: PredictCommand, console: Console) -> int:
     if not cuda:
         for line in dict.fromkeys(t.on_cpu for m, _, _ in rows for t in m.techniques if t.on_cpu):
             say(console, line)
+    for line in dict.fromkeys(line for _, _, found in rows for line in found.assumptions):
+        say(console, f"Assumed: {line}.")
     say(console, NOT_IN_THE_NUMBER if cuda else NOT_ON_CPU)
     if cuda and conf:
         say(console, f"The allocator of the pool is set to {conf}.")
     for path in written:
         say(console, f"  {path}")
     return 0
+
+
+def say_assumed(methods: Sequence[Method], console: Console) -> None:
+    """What predictions take for granted of the techniques of these."""
+    for line in dict.fromkeys(t.assumed for m in methods for t in m.techniques if t.assumed):
+        say(console, f"Assumed: {line}.")
 
 
 def _overrides(method: Method, command: PredictCommand) -> Overrides:

@@ -259,6 +259,7 @@ def predict_method(
     if sampling:
         return _predict_sampling(method, work, device, guidance, count_forward)
     mode, cluster = FaithfulFakeMode(), Cluster(gpus, shard)
+    mode.assumptions += [each.assumed for each in method.techniques if each.assumed]
     with ExitStack() as stack:
         stack.enter_context(_ieee())
         where = stack.enter_context(_on(device, mode))

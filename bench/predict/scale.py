@@ -18,7 +18,7 @@ from ..report.grid import Cell, Grid, for_terminal
 from ..sizes import show_size
 from .cluster import in_words, refuse_what_cannot_be, spread_columns
 from .parallel import in_processes
-from .peaks import open_folder, refusals_in_a_line
+from .peaks import open_folder, refusals_in_a_line, say_assumed
 from .prediction import predict_method
 
 AXES = {
@@ -52,6 +52,7 @@ def run_scale(command: ScaleCommand, console: Console) -> int:
     points_table, slopes_table = read_table(paths[0], Point), read_table(paths[1], Slope)
     paths += write_scaling(points_table, slopes_table, command.out)
     console.print(for_terminal(_grid(slopes, in_words(*spread))))
+    say_assumed(methods, console)
     for path in paths:
         say(console, f"  {path}")
     return 0

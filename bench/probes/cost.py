@@ -83,7 +83,9 @@ class StepProbe(MemoryProbe):
             self.layer = self._layers.owner(parameter)
             self._follow(parameter, Part.PARAMETER, "")
         self.layer = ""
-        self._layers.start()
+        # Hooks in the modules would have it compiled anew, into a graph a layer: another network.
+        if not any(module._compiled_call_impl for module in self.network.modules()):
+            self._layers.start()
         super().start()
 
     def stop(self) -> StepCost:

@@ -73,6 +73,10 @@ class MemoryProbe(TorchDispatchMode):
     """
 
     @classmethod
+    def ignore_compile_internals(cls) -> bool:
+        return True  # of a compiled network, what it allocates is seen, not how it is compiled
+
+    @classmethod
     def _should_skip_dynamo(cls) -> bool:
         return False  # nothing is compiled here, and the guard has its price at every operator
 

@@ -53,6 +53,8 @@ class Work:
     """Volumes that pass through the network at a time; empty: the whole batch."""
     offload_bytes: int | None = None
     """Saved tensors of at least so many bytes went to the host; empty: none did."""
+    memory_budget: float | None = None
+    """Share of the activations that `torch.compile` might store; empty: it was not compiled."""
 
 
 @dataclass(kw_only=True)

@@ -1,6 +1,7 @@
 """Every technique with every network that it applies to."""
 
 import random
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,10 +10,12 @@ import torch
 from baselines.techniques.wavelet import coefficients, volume
 from bench.ddpm.step import TrainingStep
 from bench.errors import UserError
-from bench.methods import METHODS, TECHNIQUES, find_methods
+from bench.methods import METHODS, TECHNIQUES, Method, find_methods
 from bench.predict import predict
+from bench.predict.prediction import predict_method
 from bench.presets import Overrides
 from bench.probes.cost import StepProbe
+from bench.probes.flops import forward_flops
 from bench.probes.memory import tensors_in
 from models.idm.optimizer import AdamWInBackward
 from tests.baselines.training import nudge
@@ -20,6 +23,8 @@ from tests.baselines.training import nudge
 TINY = Overrides(volume=16, batch_size=2, channels=(8, 16), couplings=1)
 NETWORKS = ("unet", "unet-attention", "patchddm", "idm", "idm-stored", "idm-lean", "revunet")
 EXACT = [name for name, technique in TECHNIQUES.items() if technique.kind == "exact"]
+COMPILED = "compile"
+"""To compile takes a minute a network: a small one has a test of its own."""
 FUSED = "fused-backward"
 """It leaves no gradients that could be compared: its updates are, below."""
 
@@ -33,7 +38,7 @@ def can_be(network: str, technique: str) -> bool:
     return True
 
 
-GRID = [(n, t) for n in NETWORKS for t in TECHNIQUES if can_be(n, t)]
+GRID = [(n, t) for n in NETWORKS for t in TECHNIQUES if t != COMPILED and can_be(n, t)]
 OTHERS = [("wdm", "checkpoint"), ("wdm", "checkpoint-level")]
 """Of networks whose parts are those of the networks above."""
 UNEXPLAINED = {"revunet+channels-last": 32}
@@ -42,7 +47,7 @@ UNEXPLAINED = {"revunet+channels-last": 32}
 
 def test_the_grid_is_as_wide_as_it_should_be():
     """What is left out is left out for a reason that is said."""
-    missing = {(n, t) for n in NETWORKS for t in TECHNIQUES} - set(GRID)
+    missing = {(n, t) for n in NETWORKS for t in TECHNIQUES if t != COMPILED} - set(GRID)
     checkpoints = {t for t in TECHNIQUES if t.startswith("checkpoint")}
     assert missing == {
         *((n, t) for n in ("idm", "idm-stored", "idm-lean", "revunet") for t in checkpoints),
@@ -52,10 +57,10 @@ def test_the_grid_is_as_wide_as_it_should_be():
     }  # fmt: skip
 
 
-def pairs(*techniques: str) -> list[Any]:
-    """Of the grid; networks that differ from another one in a layer take longer than they tell."""
+def pairs(grid: list[tuple[str, str]], *techniques: str) -> list[Any]:
+    """Of a grid; networks that differ from another one in a layer take longer than they tell."""
     marks = {"unet-attention": pytest.mark.slow, "idm-stored": pytest.mark.slow}
-    return [pytest.param(n, t, marks=marks.get(n, ())) for n, t in GRID if t in techniques]
+    return [pytest.param(n, t, marks=marks.get(n, ())) for n, t in grid if t in techniques]
 
 
 def step_of(name: str, double: bool = False) -> TrainingStep:
@@ -156,3 +161,47 @@ def test_a_patch_brings_the_places_of_its_voxels():
     for seed in range(4):
         patch, keywords = network.crop(ramps[None], 8, random.Random(seed))
         torch.testing.assert_close(keywords["coordinates"], patch)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("budget", [1.0, 0.5])
+def test_compiled_it_gives_the_same_gradients_and_stores_less(budget):
+    """Of a network small enough to be compiled in seconds, by the default compiler."""
+
+    class Small(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = torch.nn.ModuleList(torch.nn.Conv3d(w, 1, 1) for w in (1, 1, 1, 1))
+
+        def forward(self, x: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+            for layer in self.layers:
+                x = torch.sin(layer(torch.sin(x)))
+            return x
+
+    def trained(*techniques: str) -> tuple[dict[str, torch.Tensor], int]:
+        method = Method(
+            "small", lambda **_: Small(), {}, techniques=tuple(map(TECHNIQUES.get, techniques))
+        )
+        work = replace(METHODS["unet"].workload("small", TINY), memory_budget=budget)
+        torch.manual_seed(0)
+        step = TrainingStep(method.build(work).double(), work)
+        found = gradients(step)
+        volumes = torch.rand(2, 1, 16, 16, 16, dtype=torch.float64)
+        probe = StepProbe(step.network, step.optimizer, "cpu", [volumes])
+        probe.start()
+        step(volumes)
+        return found, probe.stop().peak_memory_bytes
+
+    (bare, most), (compiled, peak) = trained(), trained(COMPILED)
+    torch.testing.assert_close(compiled, bare, rtol=1e-10, atol=1e-12)
+    assert peak < most
+
+
+def test_compiled_it_is_predicted_and_counted_as_it_is_written():
+    compiled = find_methods([f"unet+{COMPILED}"])[0]
+    work = compiled.workload("small", TINY)
+    found, bare = (predict_method(each, work) for each in (compiled, METHODS["unet"]))
+    assert found.peak_memory_bytes == bare.peak_memory_bytes
+    assert found.assumptions == ("compile: predicted as not compiled",)
+    x_t, t = torch.rand(2, 1, 16, 16, 16), torch.tensor([1, 2])
+    assert forward_flops(compiled.build(work), x_t, t) == bare.cost.flops_forward
