@@ -9,6 +9,8 @@ CPU needs none. What such a module lacks is a reading that is not there.
 """
 
 import os
+import queue
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Collection
@@ -40,6 +42,17 @@ _NEEDED = (
 )  # fmt: skip
 
 
+PATIENCE_S = 30.0
+"""For a call of NVML to come back; a driver with many cards takes seconds to start."""
+
+
+class NoAnswer(Exception):
+    """A call of NVML did not come back; nothing can end it."""
+
+    def __str__(self) -> str:
+        return f"the driver does not answer ({PATIENCE_S:g} s)"
+
+
 class CardUnavailable(Exception):
     """Why there is no card to read, in a line: no driver, no permission, no such card."""
 
@@ -50,10 +63,14 @@ def driver_version() -> str | None:
         nvml = _library()
     except CardUnavailable:
         return None
-    try:
+
+    def ask() -> str:
         nvml.nvmlInit()
         return _text(nvml.nvmlSystemGetDriverVersion())
-    except (nvml.NVMLError, AttributeError):
+
+    try:
+        return _patiently(ask)
+    except (nvml.NVMLError, AttributeError, NoAnswer):
         return None
 
 
@@ -70,6 +87,7 @@ def visible_cards(count: int) -> list[dict[str, Any]]:
         except CardUnavailable:
             cards.append({"name": None, "memory_bytes": None})
         else:
+            card.patient = True
             cards.append({"name": card.name(), "memory_bytes": card.memory_bytes()})
     return cards
 
@@ -95,6 +113,12 @@ class Card:
         self._refusals: dict[str, str] = {}
         self._refused: Counter[str] = Counter()
         self._unsupported: set[str] = set()
+        self.patient = False
+        """Whether a reading that does not come back is given up after `PATIENCE_S`.
+
+        That costs a thread each: for the benchmark's own process. In a trial, `polling` gives up.
+        """
+        self._silent = False  # a call did not come back: no other is made
 
     @classmethod
     def open(cls, index: int = 0, visible: str | None = None) -> "Card":
@@ -112,10 +136,14 @@ class Card:
         else:
             name = dict(enumerate(visible.split(","))).get(index, "").strip()
         nvml = _library()
-        try:
+
+        def find() -> Card:
             nvml.nvmlInit()
             return cls._find(nvml, name)
-        except (nvml.NVMLError, AttributeError) as error:
+
+        try:
+            return _patiently(find)
+        except (nvml.NVMLError, AttributeError, NoAnswer) as error:
             which = f"card {name}" if name else "no visible card"
             mend = f" ({_MEND})" if isinstance(error, AttributeError) else ""
             raise CardUnavailable(f"NVML, {which}: {error}{mend}") from None
@@ -212,8 +240,18 @@ class Card:
         if what in self._unsupported:
             return None
         nvml = self._nvml
+        if self._silent:
+            self._refused[what] += 1
+            return None
         try:
+            if self.patient:
+                return _patiently(lambda: function(nvml, self._handle))
             return function(nvml, self._handle)
+        except NoAnswer as error:
+            self._silent = True
+            self._refusals.setdefault(what, str(error))
+            self._refused[what] += 1
+            return None
         except AttributeError as error:  # an old `pynvml`, without this reading
             self._unsupported.add(what)
             self._refusals.setdefault(what, f"{error} ({_MEND})")
@@ -281,6 +319,29 @@ class CardProbe:
             contention=tuple(contention),
             warnings=tuple(self.card.warnings),
         )
+
+
+def _patiently(call: Callable[[], T]) -> T:
+    """What it returns or raises; NoAnswer where it does not come back in `PATIENCE_S`.
+
+    A driver that hangs must not hang the benchmark's own process with it.
+    """
+    answers: queue.SimpleQueue[tuple[Any, Exception | None]] = queue.SimpleQueue()
+
+    def ask() -> None:
+        try:
+            answers.put((call(), None))
+        except Exception as error:
+            answers.put((None, error))
+
+    threading.Thread(target=ask, name="nvml", daemon=True).start()
+    try:
+        answer, error = answers.get(timeout=PATIENCE_S)
+    except queue.Empty:
+        raise NoAnswer from None
+    if error is not None:
+        raise error
+    return answer  # type: ignore[no-any-return]
 
 
 def _throttle_bits(nvml: Any, card: Any) -> int:

@@ -32,6 +32,8 @@ class Sensors:
             card = open_card(plan)
         except CardUnavailable as why:
             return cls(missing=[f"{why}: no energy, no temperature."])
+        if card is not None:
+            card.patient = True
         of = "the card" if card is not None else str(device)
         sensors = cls(card, open_meter(device, card), open_thermometer(device, card))
         if sensors.meter is None:

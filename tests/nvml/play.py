@@ -116,6 +116,21 @@ def hanging(script: str, seconds: float, patience: float) -> dict[str, Any]:
         return polled(script, seconds)
 
 
+def unanswered(script: str, patience: float, after: float = 0.0) -> dict[str, Any]:
+    """What the benchmark's own process has of a driver that hangs, before its trials and between.
+
+    The script's time begins when the card is open; it is read `after` so many seconds.
+    """
+    ScriptedTime(0.0).back_to_the_clock()
+    with patch("bench.probes.nvml.PATIENCE_S", patience):
+        card = open_card(f"epoch {monotonic()}\n{script}")
+        card.patient = True
+        sleep(after)
+        readings = [card.name(), card.power_w(), card.temperature_c(), *card.processes()]
+        gpus = hardware(f"epoch {monotonic() - after}\n{script}", 2)
+        return {"readings": readings, "warnings": card.warnings, "gpus": gpus}
+
+
 def which(script: str, index: int = 0, visible: str | None = None) -> tuple[str | None, list[str]]:
     """UUID of the card that `Card.open` finds, and its warnings; None and why where it cannot."""
     try:

@@ -430,6 +430,17 @@ def test_a_driver_that_hangs_for_ever_ends_no_trial(play):
     assert {line.split()[0] for line in hung} == {"CardProbe", "TemperatureProbe", "EnergyProbe"}
 
 
+def test_a_driver_that_hangs_does_not_hang_the_benchmark_itself(play):
+    """It asks for the cards before the trials, and between them for others on the card."""
+    begin = time.monotonic()
+    hangs = script(CONSTANT.line, "temperature 40 0", "hang 0.5")
+    got = play(player.unanswered, hangs, 0.3, 0.6)
+    assert time.monotonic() - begin < 20
+    assert got["readings"] == [None, None, None]
+    assert got["warnings"][0] == "NVML name: the driver does not answer (0.3 s) (1 readings missed)"
+    assert got["gpus"] == [{"name": None, "memory_bytes": None}] * 2
+
+
 EIGHT_CARDS = "".join(
     f"card GPU-{number}0000000-0000\nmemory {(8 + number) * 2**30}\n{lines}\n"
     for number, lines in enumerate(
