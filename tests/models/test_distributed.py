@@ -46,10 +46,23 @@ def _whole(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def _train(rank: int, folder: str, wrap: Callable[[IDM], nn.Module], backward: Backward) -> None:
+CASES: list[tuple[Callable[[IDM], nn.Module], Backward]] = [
+    (_ddp, "inverse"), (_fsdp, "inverse"), (_fsdp, "stored"), (_fsdp_layers_only, "inverse")
+]  # fmt: skip
+
+
+def _train_all(rank: int, folder: str) -> None:
     faulthandler.dump_traceback_later(100, exit=True)  # a process that hangs says where
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    for number, (wrap, backward) in enumerate(CASES):
+        torch.save(_train(rank, wrap, backward), f"{folder}/{number}-{rank}.pt")
+    dist.barrier()  # neither leaves while the other still waits for its part
+    dist.destroy_process_group()
+
+
+def _train(rank: int, wrap: Callable[[IDM], nn.Module], backward: Backward) -> list[torch.Tensor]:
+    """Gradients of the whole batch, of which this rank has one sample."""
     net = _network(backward)
     trained = wrap(net)
     x, t = batch(2, 1, 8, 8, 8, dtype=torch.float64)
@@ -65,9 +78,7 @@ def _train(rank: int, folder: str, wrap: Callable[[IDM], nn.Module], backward: B
             if not isinstance(p, DTensor):
                 dist.all_reduce(p.grad)
                 p.grad /= 2
-    torch.save([_whole(p.grad) for p in net.parameters()], f"{folder}/{rank}.pt")
-    dist.barrier()  # neither leaves while the other still waits for its part
-    dist.destroy_process_group()
+    return [_whole(p.grad) for p in net.parameters()]
 
 
 def _network(backward: Backward = "inverse") -> IDM:
@@ -75,26 +86,27 @@ def _network(backward: Backward = "inverse") -> IDM:
     return perturbed(IDM(channels=NARROW, backward=backward).double())
 
 
-@pytest.mark.parametrize(
-    ("wrap", "backward"),
-    [(_ddp, "inverse"), (_fsdp, "inverse"), (_fsdp, "stored"), (_fsdp_layers_only, "inverse")],
-)
-def test_two_processes_get_the_gradients_of_the_whole_batch(tmp_path: Path, wrap, backward):
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with the gradients of each case and rank: two processes train them all."""
+    folder = tmp_path_factory.mktemp("ranks")
     context = multiprocessing.get_context("spawn")
-    processes = [
-        context.Process(target=_train, args=(rank, str(tmp_path), wrap, backward))
-        for rank in range(2)
-    ]
+    processes = [context.Process(target=_train_all, args=(rank, str(folder))) for rank in range(2)]
     for process in processes:
         process.start()
-    net = _network("stored")
-    x, t = batch(2, 1, 8, 8, 8, dtype=torch.float64)
-    net(x, t).square().mean().backward()
     for process in processes:
         process.join(120)
         assert process.exitcode == 0
+    return folder
+
+
+@pytest.mark.parametrize("case", range(len(CASES)), ids=[f"{w.__name__}-{b}" for w, b in CASES])
+def test_two_processes_get_the_gradients_of_the_whole_batch(trained: Path, case: int):
+    net = _network("stored")
+    net(*batch(2, 1, 8, 8, 8, dtype=torch.float64)).square().mean().backward()
     for rank in range(2):
-        for ours, p in zip(torch.load(tmp_path / f"{rank}.pt"), net.parameters(), strict=True):
+        gradients = torch.load(trained / f"{case}-{rank}.pt")
+        for ours, p in zip(gradients, net.parameters(), strict=True):
             torch.testing.assert_close(ours, p.grad, rtol=1e-9, atol=1e-12)
 
 

@@ -165,12 +165,3 @@ def processes(script: str) -> set[int]:
     finally:
         child.kill()
         child.wait()
-
-
-def without_driver() -> list[str]:
-    """What `Card.open` says; for a process that has no NVML to load."""
-    try:
-        Card.open()
-    except CardUnavailable as why:
-        return [str(why)]
-    return []

@@ -4,8 +4,11 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
+
+from bench.probes.nvml import Card, CardUnavailable, driver_version
 
 ROOT = Path(__file__).parents[3]
 MEND = "pip install --upgrade nvidia-ml-py"
@@ -38,59 +41,62 @@ def nvmlDeviceGetCurrentClocksThrottleReasons(handle): return 64
 def nvmlDeviceGetComputeRunningProcesses(handle): return []
 """
 
+
+def found(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    """From here on, `import pynvml` finds a module of this text."""
+    module = ModuleType("pynvml")
+    exec(text, vars(module))
+    monkeypatch.setitem(sys.modules, "pynvml", module)
+
+
+@pytest.mark.parametrize("visible", ["0", "GPU-11"])
+def test_version_11_reads_what_it_can(monkeypatch, visible):
+    found(monkeypatch, VERSION_11)
+    assert driver_version() == "470.57"
+    card = Card.open(visible=visible)
+    figures = card.name(), card.power_w(), card.temperature_c(), card.clock_mhz()
+    assert figures == ("Tesla V100", 250.0, 50, 1380)
+    assert card.throttle_reasons() == ["hardware thermal slowdown"]
+    assert (card.energy_j(), card.utilization_percent(), card.processes()) == (None, None, set())
+    for line, reading in zip(card.warnings, ("energy counter", "utilisation"), strict=True):
+        assert line.startswith(f"NVML {reading}: ")
+        assert MEND in line
+
+
+def test_a_mig_instance_that_version_11_does_not_know(monkeypatch):
+    found(monkeypatch, VERSION_11)
+    with pytest.raises(CardUnavailable, match=f"^NVML, card MIG-1: .*{MEND}"):
+        Card.open(visible="MIG-1")
+
+
+def test_another_module_of_that_name_is_no_card(monkeypatch):
+    found(monkeypatch, "__version__ = '0'")
+    assert driver_version() is None
+    with pytest.raises(CardUnavailable, match=f"^NVML: .*{MEND}"):
+        Card.open(visible="0")
+
+
 READ = """
 from bench.probes.nvml import Card, CardUnavailable, driver_version
 from bench.probes import energy, temperature
 from bench.run import trial, sensors
 print(driver_version())
 try:
-    card = Card.open(visible={visible!r})
+    Card.open(visible="0")
 except CardUnavailable as why:
     print(why)
-else:
-    print(card.name(), card.power_w(), card.temperature_c(), card.clock_mhz())
-    print(card.throttle_reasons(), card.energy_j(), card.utilization_percent(), card.processes())
-    print(*card.warnings, sep="\\n")
 """
 
 
-def read_with(pynvml: str, folder: Path, visible: str = "0") -> list[str]:
-    """Lines that `READ` prints where `import pynvml` finds this text."""
-    (folder / "pynvml.py").write_text(pynvml)
+def test_nothing_needs_a_pynvml_before_a_card_is_asked_for(tmp_path):
+    """In a process of its own, where loading it fails."""
+    (tmp_path / "pynvml.py").write_text("raise ImportError('No module named pynvml')")
     process = subprocess.run(
-        [sys.executable, "-c", READ.format(visible=visible)],
-        cwd=ROOT, text=True, capture_output=True,
-        env=os.environ | {"PYTHONPATH": f"{folder}{os.pathsep}{ROOT}"},
+        [sys.executable, "-c", READ], cwd=ROOT, text=True, capture_output=True,
+        env=os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"},
     )  # fmt: skip
     assert process.returncode == 0, process.stderr
-    return process.stdout.splitlines()
-
-
-@pytest.mark.parametrize("visible", ["0", "GPU-11"])
-def test_version_11_reads_what_it_can(tmp_path, visible):
-    version, figures, more, *warnings = read_with(VERSION_11, tmp_path, visible)
-    assert version == "470.57"
-    assert figures == "Tesla V100 250.0 50 1380"
-    assert more == "['hardware thermal slowdown'] None None set()"
-    assert len(warnings) == 2
-    for line, reading in zip(warnings, ("energy counter", "utilisation"), strict=True):
-        assert line.startswith(f"NVML {reading}: ")
-        assert MEND in line
-
-
-def test_a_mig_instance_that_version_11_does_not_know(tmp_path):
-    _, why = read_with(VERSION_11, tmp_path, "MIG-1")
-    assert why.startswith("NVML, card MIG-1: ")
-    assert MEND in why
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["raise ImportError('No module named pynvml')", "__version__ = '0'"],
-    ids=["none", "another module"],
-)
-def test_without_a_pynvml_there_is_no_card(tmp_path, text):
-    version, why = read_with(text, tmp_path)
+    version, why = process.stdout.splitlines()
     assert version == "None"
     assert why.startswith("NVML: ")
     assert MEND in why
