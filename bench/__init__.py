@@ -10,7 +10,7 @@
     ddpm/       the diffusion process, the samplers, the training step
     data/       volumes: sources, preprocessing, cache, split, batches
     probes/     memory, FLOPs, energy, temperature, the host
-    predict/    a step on fake tensors: predict, fit, scale, check
+    predict/    a step on fake tensors: predict, fit, recommend, scale, check
     validate/   prediction beside measurement on this device
     quality/    training that lasts: checkpoints, validation, scores, samples
     report/     tables, figures, claims, the page: from files alone

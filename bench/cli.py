@@ -28,6 +28,7 @@ COMMANDS: Mapping[str, tuple[type, str]] = {
     "run": (commands.RunCommand, "run.command:run_benchmark"),
     "predict": (commands.PredictCommand, "predict.peaks:run_predict"),
     "fit": (commands.FitCommand, "predict.fit:run_fit"),
+    "recommend": (commands.RecommendCommand, "predict.recommend:run_recommend"),
     "scale": (commands.ScaleCommand, "predict.scale:run_scale"),
     "check": (commands.CheckCommand, "predict.check:run_check"),
     "validate": (commands.ValidateCommand, "validate.validating:run_validate"),

@@ -156,6 +156,27 @@ class FitCommand:
 
 
 @dataclass
+class RecommendCommand:
+    """Find out how to train volumes of a size on a card: networks and techniques, by prediction.
+
+    What fits comes cheapest first: exact ways, rounded ones, those that learn another task. Exit
+    status: 0, 1 if nothing fits, 2 for a wrong command.
+    """
+
+    gpu: str
+    """Name of a card: a5000, rtx4090, a100-80gb, …; a wrong one lists all."""
+    overrides: Annotated[Overrides, tyro.conf.OmitArgPrefixes] = field(default_factory=Overrides)
+    models: tuple[str, ...] = ()
+    """Networks, or methods, to try with techniques; none named: those of this benchmark."""
+    margin: str = MARGIN
+    """Memory kept free for what is not predicted."""
+    sampling: bool = False
+    """Drawing volumes in place of training."""
+    out: Path = Path("results/recommend")
+    """Folder for recommend.csv and the picture."""
+
+
+@dataclass
 class ScaleCommand:
     """Predict peak memory against depth, volume and batch: a CSV, and a figure with the slopes."""
 

@@ -13,6 +13,7 @@ allocator.py    PyTorch's caching allocator, played on paper
 alloc_conf.py   its settings, PYTORCH_ALLOC_CONF
 peaks.py        the command `predict`
 fit.py          the command `fit`: largest batch and cube in so much memory
+recommend.py    the command `recommend`: networks and techniques for a volume and a card
 search.py       the bisection that it uses
 gpus.py         cards by name, from cards.csv
 scale.py        the command `scale`: peak against depth, volume and batch

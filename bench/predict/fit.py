@@ -66,18 +66,26 @@ def run_fit(command: FitCommand, console: Console) -> int:
     parse_alloc_conf(conf)
     preset, given, sampling = command.preset, command.overrides, command.sampling
     questions = []
+    refused: list[UserError] = []
     for method in find_methods(command.models):
-        overrides = seen_whole(method, preset, given) if sampling else given
         gpus, shard = command.gpus, command.shard
         refuse_what_cannot_be(gpus, shard, method.name, method.technique_names, sampling=sampling)
-        # What is wrong with it is said before the long part.
-        check_drawing(command, method.workload(preset, overrides))
+        try:  # what is wrong is said before the long part
+            overrides = seen_whole(method, preset, given) if sampling else given
+            check_drawing(command, method.workload(preset, overrides))
+        except UserError as error:  # of this method; others may be able to
+            refused.append(error)
+            continue
         questions.append(
             Question(
                 method.name, preset, overrides, limit, margin, conf, sampling, gpus, shard,
                 command.guidance,
             )
         )  # fmt: skip
+    if not questions:
+        raise refused[0]
+    for why in refused:
+        say(console, f"Left out: {why}")
     open_folder(command.out)
     with console.status("Predicting"):
         fits = list(in_processes(answer, questions))

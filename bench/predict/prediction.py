@@ -38,7 +38,7 @@ from .cluster import Cluster, Units, gathered, refuse_what_cannot_be
 from .fake import FaithfulFakeMode, faking
 from .own import AllOptimizers, Twins, errors_in_a_line, exchanged, inside, meeting, unwrapped
 
-_WORTH_SAYING = 2**20
+WORTH_SAYING = 2**20
 """Bytes on the host; fewer are an optimizer's counts of steps."""
 Loss = Callable[[nn.Module, Any], Tensor]
 Device = Literal["cuda", "cpu"]
@@ -79,6 +79,11 @@ class Prediction:
     def host_bytes(self) -> int:
         """What the step keeps in the memory of the host, at its own peak; 0 on a CPU."""
         return self.cost.host_bytes or 0
+
+    @property
+    def offload_moved_bytes(self) -> int:
+        """What is copied to the host and back in a step; 0 on a CPU."""
+        return self.cost.offload_moved_bytes or 0
 
     @property
     def flops_forward(self) -> int | None:
@@ -157,9 +162,7 @@ class Prediction:
     def __str__(self) -> str:
         parts = ", ".join(f"{part} {show_size(nbytes)}" for part, nbytes in self.parts.items())
         host = (
-            f"; {show_size(self.host_bytes)} on the host"
-            if self.host_bytes >= _WORTH_SAYING
-            else ""
+            f"; {show_size(self.host_bytes)} on the host" if self.host_bytes >= WORTH_SAYING else ""
         )
         step = (
             f"peak {show_size(self.peak_memory_bytes)} ({parts}), in the {self.peak}{host}; "

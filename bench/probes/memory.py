@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_leaves
 from ..records.rows import Peak, Pool
 
 _WHICH_DEVICE = torch.ops.prim.device.default
+_COPIES = frozenset({torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default})
 
 
 class Part(StrEnum):
@@ -92,6 +93,7 @@ class MemoryProbe(TorchDispatchMode):
         self.network = network
         self.optimizer = optimizer
         self.device_type = torch.device(device).type
+        self._both = {"cpu", self.device_type} if self.device_type != "cpu" else None
         self.others = list(others)
         self.gathered = list(gathered)
         self.changes: list[Change] = []
@@ -101,6 +103,7 @@ class MemoryProbe(TorchDispatchMode):
         self._live: dict[int, Storage] = {}  # by the identity of the storage's Python object
         self._on_host: dict[int, int] = {}  # bytes of those of the step in the host's memory
         self._host_peak = 0
+        self._crossed = 0  # bytes that were copied between the host and the device
         self._finalizers: list[weakref.finalize] = []
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
 
@@ -143,6 +146,7 @@ class MemoryProbe(TorchDispatchMode):
             activation_bytes=parts[Part.ACTIVATION],
             other_bytes=parts[Part.OTHER],
             host_bytes=self._host_peak,
+            offload_moved_bytes=self._crossed,
         )
 
     def __torch_dispatch__(
@@ -158,6 +162,8 @@ class MemoryProbe(TorchDispatchMode):
         out = func(*args, **kwargs)
         outputs = tensors_in(out)
         self.has_run(func, args, kwargs, out, [*inputs, *outputs])
+        if func in _COPIES and {t.device.type for t in (*inputs, *outputs)} == self._both:
+            self._crossed += outputs[0].nbytes
         name = operator_name(func)
         self.operators.append(name)
         for tensor in outputs:

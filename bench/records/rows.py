@@ -208,6 +208,8 @@ class Peak(Measurement):
     """These five add up to the peak: what was live at that moment."""
     host_bytes: int | None = None
     """What the step keeps in the host's memory, at its own peak; 0 where the host is the device."""
+    offload_moved_bytes: int | None = None
+    """What it copies to the host and back, both ways together; 0 where the host is the device."""
 
 
 @dataclass(kw_only=True)
@@ -527,6 +529,43 @@ class Fit(Way, Spread, Work):
     volume_needs: int | None = None
     """Bytes at `largest_volume`, or at the smallest volume that the method can train on."""
     volume_fits_by_default: bool | None = None
+
+
+@dataclass(kw_only=True)
+class Recommended(Way, Work):
+    """A network with techniques on a card, predicted, in `recommend.csv`."""
+
+    method: str
+    gpu: str
+    memory_bytes: int
+    """Of the card."""
+    limit_bytes: int
+    """Of them, for PyTorch's allocator."""
+    sampling: bool | None = None
+    """A step of drawing volumes (--sampling); None: a training step."""
+    task: str | None = None
+    """Its techniques by which the network learns something else."""
+    fits: bool
+    """With expandable segments."""
+    fits_by_default: bool | None = None
+    error: str | None = None
+    """Why it could not be predicted."""
+    parameters: int | None = None
+    peak_memory_bytes: int | None = None
+    """Live tensors."""
+    peak_allocated_bytes: int | None = None
+    """What the allocator gives out at the peak."""
+    host_bytes: int | None = None
+    """What the step keeps in the host's memory, at its own peak."""
+    offload_moved_bytes: int | None = None
+    """What it copies to the host and back, both ways together."""
+    flops_step: int | None = None
+    step_time_bound_s: float | None = None
+    """A step takes at least so long on an ideal card."""
+    bound_by: str | None = None
+    """What takes most of that time: FLOPs, memory (its bandwidth) or PCIe."""
+    largest_volume: Shape | None = None
+    """Of the first answer: the largest of these proportions that fits."""
 
 
 @dataclass(kw_only=True)

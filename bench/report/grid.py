@@ -106,7 +106,7 @@ def for_terminal(grid: Grid) -> RichTable:
     table = RichTable(title=Text(one_line(grid.caption)), caption=notes, caption_justify="left")
     for index, name in enumerate(header):
         justify = "right" if index and grid.numeric else "left"
-        table.add_column(Text(one_line(name)), justify=justify)  # type: ignore[arg-type]
+        table.add_column(Text(one_line(name)), justify=justify, no_wrap=not index)  # type: ignore[arg-type]
     for row in rows:
         table.add_row(*(Text(one_line(cell)) for cell in row))  # no markup: names are foreign
     return table

@@ -278,9 +278,10 @@ def test_what_moves_to_the_host_is_counted_there(pinned):
     prediction = predict(network, batch, torch.optim.SGD, offloaded)
 
     one = rows * width * 4
-    assert usual.host_bytes == 0
+    assert usual.host_bytes == usual.offload_moved_bytes == 0
     # What the layers and the square read, and the weights but the first, saved for the gradients.
     assert prediction.host_bytes == (layers + 1) * one + (layers - 1) * width * width * 4
+    assert prediction.offload_moved_bytes == 2 * prediction.host_bytes  # there and back
     assert prediction.parts[Part.ACTIVATION] < usual.parts[Part.ACTIVATION] - 2 * one
     assert "on the host" in str(prediction)
 
