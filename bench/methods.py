@@ -32,7 +32,7 @@ from torch import nn
 from .ddpm.step import Training
 from .ddpm.technique import Kind, Technique, conflict, optimizer_of, worst_kind
 from .errors import UserError, last_line
-from .presets import Overrides, Workload, workload
+from .presets import PRESETS, Overrides, Workload, workload
 from .sizes import Shape
 
 # `models` and `baselines` stand beside this package in a checkout, and inside it in a wheel.
@@ -326,7 +326,10 @@ def preset_changes(
 
     "none" where all is; the seed belongs to no preset. Modalities count where they were asked for.
     """
-    as_it_is = method.workload(preset, Overrides(match=overrides.match))
+    # Where neither preset nor method has widths, those that are given are no change of them.
+    open_widths = "channels" not in {**PRESETS[preset].common, **method.published}
+    channels = work.channels if open_widths else None
+    as_it_is = method.workload(preset, Overrides(match=overrides.match, channels=channels))
     own: dict[str, Any] = asdict(as_it_is) | asdict(Training(seed=training.seed))
     own.pop("match")  # both are the preset; typed widths are said as such
     if overrides.modality is None:

@@ -276,7 +276,10 @@ def workload(
         ratio = of_volume if chosen.patches or patches else 1
         values["patch"] = Shape(max(1, round(side * ratio)) for side in Shape(values["volume"]))
     if "channels" not in values:
-        raise UserError(f"--preset {preset}: the network has no published widths; give --channels")
+        raise UserError(
+            f"--preset {preset}: the network has no published widths; give --channels, or name "
+            'them in its module, PUBLISHED = {"channels": (32, 64)}'
+        )
     work = Workload(**values)
     if not work.patch <= work.volume:
         raise UserError(

@@ -2,7 +2,7 @@
 
 import gc
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -178,23 +178,27 @@ def _grid(rows: Sequence[Row], reserved: Sequence[int], step: str) -> Grid:
     works = [work for _, work, _ in rows]
     predictions = [prediction for _, _, prediction in rows]
 
-    def gib(sizes: Iterator[int]) -> list[str]:
-        return [f"{size / GIB:.3f}" for size in sizes]
+    largest = max([*reserved, *(p.peak_memory_bytes for p in predictions)])
+    # No column of zeros for a small network.
+    unit, size_of_unit = ("GiB", GIB) if largest >= GIB else ("MiB", GIB / 1024)
+
+    def shown(sizes: Iterable[int]) -> list[str]:
+        return [f"{size / size_of_unit:.3f}" for size in sizes]
 
     lines: dict[str, Sequence[str]] = {
         "Kind": [method.kind for method, _, _ in rows],
         "Trains on": [f"{show_volume(w.volume, w.patch)} × {w.batch_size}" for w in works],
         "Precision": [work.precision for work in works],
         "Parameters (M)": [f"{p.parameters / 1e6:.1f}" for p in predictions],
-        "Peak memory": gib(p.peak_memory_bytes for p in predictions),
-        **{f"– {part}": gib(p.parts[part] for p in predictions) for part in predictions[0].parts},
-        **({"CUDA pool": gib(iter(reserved))} if reserved else {}),
+        "Peak memory": shown(p.peak_memory_bytes for p in predictions),
+        **{f"– {part}": shown(p.parts[part] for p in predictions) for part in predictions[0].parts},
+        **({"CUDA pool": shown(reserved)} if reserved else {}),
         "GFLOP, forward (fvcore)": [f"{(p.flops_forward or 0) / 1e9:,.1f}" for p in predictions],
         "GFLOP, whole step": [f"{p.flops_step / 1e9:,.1f}" for p in predictions],
     }
     return Grid(
         "Predicted",
-        f"Predicted for one {step}, memory in GiB",
+        f"Predicted for one {step}, memory in {unit}",
         ("", *(method.name for method, _, _ in rows)),
         tuple((Cell(label), *map(Cell, values)) for label, values in lines.items()),
     )

@@ -13,7 +13,7 @@ from bench.probes.instants import instants
 from bench.probes.memory import Part
 from bench.records.files import column_names, read_table
 from bench.records.folder import Run
-from bench.records.rows import Instant, Record
+from bench.records.rows import Fit, Instant, Record
 
 
 @pytest.fixture
@@ -114,8 +114,12 @@ def test_the_timeline_is_the_prediction(pieces):
 
 @pytest.mark.slow
 def test_scale_fits_slopes_to_its_own_points(bench, tmp_path):
-    status, _, _ = bench("scale", "--models", "idm", "--channels", "16", "32", "--out", tmp_path)
-    points, slopes = (pd.read_csv(tmp_path / name) for name in ("scale.csv", "scale_slopes.csv"))
+    models = ("--models", "idm", f"{__name__}:build")
+    status, _, _ = bench("scale", *models, "--channels", "16", "32", "--out", tmp_path)
+    points, slopes = (
+        table[table["method"] == "idm"]
+        for table in (pd.read_csv(tmp_path / name) for name in ("scale.csv", "scale_slopes.csv"))
+    )
     depth = points[points["axis"] == "couplings"]
     weights = ["parameter_bytes", "gradient_bytes", "optimizer_bytes"]
 
@@ -140,3 +144,38 @@ def test_drawing_is_predicted_on_whole_volumes(bench, tmp_path):
     assert row.volume == row.patch == 32
     assert row.gradient_bytes == row.optimizer_bytes == 0
     assert row.peak_memory_bytes == row.parameter_bytes + row.activation_bytes + row.other_bytes
+
+
+class Theirs(torch.nn.Module):
+    def __init__(self, channels, width):
+        super().__init__()
+        self.first = torch.nn.Conv3d(channels, width, 3, padding=1)
+        self.last = torch.nn.Conv3d(width, channels, 3, padding=1)
+
+    def forward(self, x, t):
+        return self.last(self.first(x).relu())
+
+
+def build(*, in_channels, channels, **_):
+    """A network of `--models module:build`, without published widths."""
+    return Theirs(in_channels, channels[0])
+
+
+def test_every_command_takes_a_network_of_others(bench, tmp_path):
+    theirs = ("--models", f"{__name__}:build")
+    wide = (*theirs, "--channels", 8, 16, "--out", tmp_path)
+    status, out, _ = bench("predict", *wide, "--batch-size", 1)
+    (row,) = read_table(tmp_path / "runs.csv", Record).to_dict("records")
+    assert (status, row["preset_changes"]) == (0, "batch_size 1")
+    assert row["activation_bytes"] >= 2 * 8 * 64**3 * 4  # before and after the ReLU
+    assert "memory in MiB" in out
+    assert bench("fit", *wide, "--memory", "2GiB")[0] == 0
+    (fit,) = read_table(tmp_path / "fit.csv", Fit).to_dict("records")
+    assert fit["batch_size"] > 4
+
+    gate = ("check", *theirs, "--presets", "small", "--baseline", tmp_path / "baseline.csv")
+    assert bench(*gate, "--update")[0] == 0
+    assert bench(*gate)[0] == 0
+    status, _, error = bench("check", *theirs, "--update", "--baseline", tmp_path / "other.csv")
+    assert status == 2
+    assert "PUBLISHED" in error
