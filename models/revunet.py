@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .idm.coupling import CONVOLUTIONS, ELU, AdditiveCoupling, GroupNorm
+from .idm.coupling import CONVOLUTIONS, AdditiveCoupling, may_change
 from .idm.network import TimeEmbedding
 from .idm.reversible import Backward, ReversibleSequential
 
@@ -32,6 +32,18 @@ PUBLISHED: dict[str, Any] = {
     "couplings": 2,
     "precision": "fp32",
 }
+
+
+class GroupNorm(nn.GroupNorm):
+    """Without torch.nn's refusal of a single voxel, which the bottom of a deep network may have."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return torch.group_norm(input, self.num_groups, self.weight, self.bias, self.eps)
+
+
+class ELU(nn.ELU):
+    def forward(self, input: Tensor) -> Tensor:
+        return F.elu(input, self.alpha, self.inplace and may_change(input))
 
 
 class Level(nn.Module):

@@ -158,31 +158,153 @@ def _sum(first: Tensor | None, second: Tensor | None) -> Tensor | None:
     return first.add_(second)  # parts of one F: a gradient of `second` alone is never `first`'s
 
 
-class GroupNorm(nn.GroupNorm):
-    """Without torch.nn's refusal of a single voxel, which the bottom of a deep network may have."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        return torch.group_norm(input, self.num_groups, self.weight, self.bias, self.eps)
-
-
-class ELU(nn.ELU):
-    def forward(self, input: Tensor) -> Tensor:
-        return F.elu(input, self.alpha, self.inplace and may_change(input))
-
-
 def may_change(hidden: Tensor) -> bool:
     """Autograd forbids to change in place what a backward hook has handed on: a view."""
     return torch.compiler.is_compiling() or not hidden._is_view()
 
 
-class ConvolutionBlock(nn.Module):
-    """F: convolution, ELU, GroupNorm, convolution; starts as the zero map.
+class ActivatedConvolution(nn.Module):
+    """GroupNorm, SiLU, 3×3×3 convolution, in this order; only the input is kept for the gradient.
 
-    The activation comes before the norm and works in place: it needs its output only, which is
-    the very tensor that the norm keeps. Two tensors of the size of the input are alive in the
-    backward pass instead of three. It is an ELU because its slope has no jump: a rebuilt input that
-    rounding moves across the kink of a LeakyReLU gets the other slope, which left gradients 1e-4
-    to 5e-4 apart in float32, and leaves them 1e-6 apart now.
+    The backward pass normalises and activates again, which is no convolution and so costs next to
+    nothing. It writes over what it is done with: with the input, two tensors of the input's size
+    are alive in it. Ordinary autograd would keep three more for the same layers.
+
+    A single module, without children that a hook could stand on in vain. It is not refused a single
+    voxel, which the bottom of a deep network may have.
+
+    Args:
+        in_channels, out_channels: of the convolution, which has no bias.
+        dims: 2 or 3.
+
+    Attributes:
+        slice_bytes: where the input is larger, the backward pass takes its channels in turn, by
+            whole groups of the norm.
+    """
+
+    eps = 1e-5
+
+    def __init__(self, in_channels: int, out_channels: int, dims: int = 3) -> None:
+        super().__init__()
+        self.groups = math.gcd(8, in_channels // 4 or 1)
+        self.scale = nn.Parameter(torch.ones(in_channels))
+        self.offset = nn.Parameter(torch.zeros(in_channels))
+        self.weight = nn.Parameter(torch.empty(out_channels, in_channels, *(3,) * dims))
+        nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))  # as nn.Conv3d does
+        self.slice_bytes: int | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, in_channels, *grid) -> (B, out_channels, *grid)"""
+        return self._convolve(x, self.weight, self.scale, self.offset, self.groups)
+
+    def to_some(self, x: Tensor, outputs: slice) -> Tensor:
+        """The output's channels `outputs`."""
+        return self._convolve(x, self.weight[outputs], self.scale, self.offset, self.groups)
+
+    def from_some(self, x: Tensor, inputs: slice, groups: int) -> Tensor:
+        """What the channels `inputs`, which x has alone, add to the output: whole groups."""
+        norm = self.scale[inputs], self.offset[inputs], groups
+        return self._convolve(x, self.weight[:, inputs], *norm)
+
+    def _convolve(
+        self, x: Tensor, weight: Tensor, scale: Tensor, offset: Tensor, groups: int
+    ) -> Tensor:
+        norm = scale, offset, groups, self.eps
+        if torch.is_grad_enabled() and not torch.jit.is_tracing():  # fvcore sees no Function
+            return _KeepInput.apply(x, weight, *norm, self.slice_bytes)
+        return CONVOLVE[x.ndim - 2](_activated(x, *norm)[0], weight, padding=1)
+
+
+class _KeepInput(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, scale: Tensor, offset: Tensor,
+        groups: int, eps: float, slice_bytes: int | None,
+    ) -> Tensor:  # fmt: skip
+        ctx.save_for_backward(x, weight, scale, offset)
+        ctx.groups, ctx.eps, ctx.slice_bytes = groups, eps, slice_bytes
+        return CONVOLVE[x.ndim - 2](_activated(x, scale, offset, groups, eps)[0], weight, padding=1)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        x, weight, scale, offset = ctx.saved_tensors
+        wanted = ctx.needs_input_grad[:4]
+        count = 1 if ctx.slice_bytes is None else min(ctx.groups, -(-x.nbytes // ctx.slice_bytes))
+        if count == 1:
+            norm = scale, offset, ctx.groups, ctx.eps
+            return *_gradients(x, weight, *norm, grad, wanted), None, None, None
+        found: list[Any] = []
+        grad_x = torch.empty_like(x) if wanted[0] else None
+        for first, last in _slices(ctx.groups, count):
+            width = len(scale) // ctx.groups
+            some = slice(first * width, last * width)
+            norm = scale[some], offset[some], last - first, ctx.eps
+            part, *others = _gradients(x[:, some], weight[:, some], *norm, grad, wanted)
+            if grad_x is not None and part is not None:
+                grad_x[:, some] = part
+            found.append(others)
+        grads = [
+            None if parts[0] is None else torch.cat(parts, dim)
+            for dim, parts in zip((1, 0, 0), zip(*found, strict=True), strict=True)
+        ]
+        return grad_x, *grads, None, None, None
+
+
+def _activated(
+    x: Tensor, scale: Tensor, offset: Tensor, groups: int, eps: float, activated: bool = True
+) -> tuple[Tensor, Tensor, Tensor]:
+    """SiLU of the normalised x, or x as it is normalised; mean and 1 / deviation of the groups.
+
+    In the precision of the weights whatever autocast says.
+    """
+    count, channels, *grid = x.shape
+    wide = x.to(scale.dtype).contiguous()
+    shape = count, channels, math.prod(grid), groups
+    y, mean, deviation = torch.native_group_norm(wide, scale, offset, *shape, eps)
+    return F.silu(y, inplace=True) if activated else y, mean, deviation
+
+
+def _gradients(
+    x: Tensor, weight: Tensor, scale: Tensor, offset: Tensor, groups: int, eps: float,
+    grad: Tensor, wanted: Sequence[bool],
+) -> tuple[Tensor | None, ...]:  # fmt: skip
+    """Of x, weight, scale and offset, for `grad` of the output."""
+    norm = scale, offset, groups, eps
+    dims = x.ndim - 2
+    dtype = torch.float32 if is_too_thin(x) and grad.dtype.itemsize < 4 else grad.dtype
+    through = any((wanted[0], *wanted[2:]))
+    grad_y, grad_weight, _ = torch.ops.aten.convolution_backward(
+        grad.to(dtype), _activated(x, *norm)[0].to(dtype), weight.to(dtype), None,
+        [1] * dims, [1] * dims, [1] * dims, False, [0] * dims, 1, [through, wanted[1], False],
+    )  # fmt: skip
+    grad_weight = grad_weight.to(weight.dtype) if wanted[1] else None
+    if not through:
+        return None, grad_weight, None, None
+    grad_y = grad_y.to(scale.dtype).contiguous()
+    y, mean, deviation = _activated(x, *norm, activated=False)
+    torch.ops.aten.silu_backward.grad_input(grad_y, y, grad_input=grad_y)
+    del y
+    count, channels, *grid = x.shape
+    grad_x, grad_scale, grad_offset = torch.ops.aten.native_group_norm_backward(
+        grad_y, x.to(scale.dtype).contiguous(), mean, deviation, scale,
+        count, channels, math.prod(grid), groups, [wanted[0], *wanted[2:]],
+    )  # fmt: skip
+    grad_x = grad_x.to(x.dtype) if wanted[0] else None
+    return grad_x, grad_weight, grad_scale, grad_offset
+
+
+def _slices(groups: int, count: int) -> list[tuple[int, int]]:
+    return list(itertools.pairwise(round(i * groups / count) for i in range(count + 1)))
+
+
+class ConvolutionBlock(nn.Module):
+    """F: twice GroupNorm, SiLU and a convolution; starts as the zero map.
+
+    Activations before both convolutions (He et al. 2016, arXiv:1603.05027), because F has only two
+    of these: with one activation between them IDM learns far less (docs/idm.md). SiLU is smooth: a
+    rebuilt input that rounding moves across the kink of a LeakyReLU gets the other slope, which
+    left gradients 1e-4 to 5e-4 apart in float32.
 
     Args:
         channels: C/2, of input and output.
@@ -197,15 +319,19 @@ class ConvolutionBlock(nn.Module):
 
     def __init__(self, channels: int, dims: int = 3, embedding: int = 0) -> None:
         super().__init__()
-        convolution = CONVOLUTIONS[dims]
-        self.first = convolution(channels, channels, 3, padding=1, bias=False)
+        self.first = ActivatedConvolution(channels, channels, dims)
         self.shift = nn.Linear(embedding, channels) if embedding else None
-        self.activation = ELU(inplace=True)
-        self.norm = GroupNorm(math.gcd(8, channels // 4 or 1), channels)
-        self.second = convolution(channels, channels, 3, padding=1, bias=False)
+        self.second = ActivatedConvolution(channels, channels, dims)
         nn.init.zeros_(self.second.weight)
-        self.slice_bytes: int | None = None
         self.half_precision = False
+
+    @property
+    def slice_bytes(self) -> int | None:
+        return self.first.slice_bytes
+
+    @slice_bytes.setter
+    def slice_bytes(self, size: int | None) -> None:
+        self.first.slice_bytes = self.second.slice_bytes = size
 
     def forward(self, x: Tensor, embedding: Tensor | None = None) -> Tensor:
         """x (B, C/2, *grid), embedding (B, E)."""
@@ -214,37 +340,29 @@ class ConvolutionBlock(nn.Module):
             if self.shift is not None and embedding is not None:
                 shift = self._shift(embedding, hidden)
                 hidden = hidden.add_(shift) if may_change(hidden) else hidden + shift
-            return self.second(self.norm(self.activation(hidden)))
+            return self.second(hidden)
 
     def parts(self, x: Tensor) -> Sequence[Callable[..., Tensor]]:
         """F as a sum over slices of the hidden channels, by whole groups of the norm: exact."""
         if self.slice_bytes is None or has_hooks(self):
             return [self]
-        groups = self.norm.num_groups
-        count = min(groups, -(-x.nbytes // self.slice_bytes))
+        count = -(-x.nbytes // self.slice_bytes)
         if count == 1:
             return [self]
-        bounds = [round(i * groups / count) for i in range(count + 1)]
-        return [functools.partial(self._part, *bound) for bound in itertools.pairwise(bounds)]
+        groups = self.second.groups
+        count = min(groups, count)
+        return [functools.partial(self._part, *bound) for bound in _slices(groups, count)]
 
     def _part(
         self, first_group: int, last_group: int, x: Tensor, embedding: Tensor | None = None
     ) -> Tensor:
-        width = self.norm.num_channels // self.norm.num_groups
-        hidden_channels = slice(first_group * width, last_group * width)
-        convolve = CONVOLVE[x.ndim - 2]
+        width = len(self.second.scale) // self.second.groups
+        some = slice(first_group * width, last_group * width)
         with self._precision(x):
-            hidden = convolve(x, self.first.weight[hidden_channels], padding=1)
+            hidden = self.first.to_some(x, some)
             if self.shift is not None and embedding is not None:
-                hidden += self._shift(embedding, hidden)[:, hidden_channels]
-            hidden = torch.group_norm(
-                self.activation(hidden),
-                last_group - first_group,
-                self.norm.weight[hidden_channels],
-                self.norm.bias[hidden_channels],
-                self.norm.eps,
-            )
-            return convolve(hidden, self.second.weight[:, hidden_channels], padding=1)
+                hidden += self._shift(embedding, hidden)[:, some]
+            return self.second.from_some(hidden, some, last_group - first_group)
 
     def _shift(self, embedding: Tensor, hidden: Tensor) -> Tensor:
         assert self.shift is not None
