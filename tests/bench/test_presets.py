@@ -1,5 +1,7 @@
 """Workloads: what each method trains on in each preset (DESIGN §6)."""
 
+from dataclasses import replace
+
 import pytest
 
 from bench.ddpm.step import Training
@@ -87,3 +89,8 @@ def test_unknown_names_are_refused_in_one_line():
 
 def test_methods_are_taken_once_each_in_the_order_named():
     assert [m.name for m in find_methods(["idm", "unet", "idm"])] == ["idm", "unet"]
+
+
+def test_a_method_made_in_python_is_found_by_no_name():
+    mine = replace(METHODS["unet"], name="mine")
+    assert mine.workload("small") == METHODS["unet"].workload("small")
