@@ -1,6 +1,10 @@
-"""Which method to take for a memory budget: the sentence that the page begins with."""
+"""What fits a memory budget, and what of each network costs least: how the page begins.
 
-from collections.abc import Sequence
+Methods of one network are ranked by their cost. Networks are not: what they learn differs, and only
+`quality` can tell.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -23,6 +27,10 @@ class Need:
     """What a method needs in a group, in the medians of its trials."""
 
     method: str
+    named: str
+    """With its kind, unless that is exact."""
+    same: str
+    """What it computes: its network, or, where it learns another task, itself alone."""
     memory: float
     """Bytes."""
     counted: str
@@ -56,32 +64,54 @@ def needs(group: Group) -> list[Need]:
         peak = allocated or group.costs.summary("peak_memory_bytes", method)
         if peak and method in costs:
             counted = "allocated" if allocated else "live"
-            found.append(Need(method, peak.value, counted, costs[method]))
+            named, same = group.costs.named(method), group.costs.network(method)
+            found.append(Need(method, named, same, peak.value, counted, costs[method]))
     return found
 
 
-def advise(group: Group, budget_gib: int = MAIN_BUDGET_GIB) -> str:
-    """One sentence: the methods that fit, the quickest of them, the one that needs least."""
+def advise(
+    group: Group, learned: Mapping[str, float] | None = None, budget_gib: int = MAIN_BUDGET_GIB
+) -> str:
+    """What fits, and of each network the quickest way and the smallest.
+
+    `learned` is the validation error of methods, where `quality` trained them.
+    """
     known = needs(group)
     fitting = _that_fit(known, budget_gib)
-    least = min(known, key=lambda need: need.memory)
     work = _describe_work(group)
     if not fitting:
-        return f"Nothing fits at {work}: {least.method} needs the least, {least.gib}."
+        least = min(known, key=lambda need: need.memory)
+        return f"Nothing fits at {work}: {least.named} needs the least, {least.gib}."
     if len(known) == 1:
-        return f"{least.method} fits at {work}, with {least.gib}."
-    quickest = min(fitting, key=lambda need: need.cost)
+        return f"{known[0].named} fits at {work}, with {known[0].gib}."
     count = "All methods" if len(fitting) == len(known) else f"{len(fitting)} of {len(known)}"
-    timed = _is_timed(group)
+    best = "; ".join(_best_of(same, _is_timed(group)) for same in _by_network(fitting))
+    text = f"{count} fit at {work}. What {_word(group)}, of each network: {best}."
+    if len({need.same for need in fitting}) > 1:
+        text += " Cost does not rank networks, since they learn differently. "
+        errors = [f"{m} {e:.3f}" for m, e in (learned or {}).items() if m in group.methods]
+        text += (
+            f"Validation MSE of ε after these runs' trainings: {', '.join(errors)}."
+            if errors
+            else "No run here says how well: python -m bench quality."
+        )
+    return text
+
+
+def _by_network(known: Sequence[Need]) -> Iterator[list[Need]]:
+    for same in dict.fromkeys(need.same for need in known):
+        yield [need for need in known if need.same == same]
+
+
+def _best_of(same: Sequence[Need], timed: bool) -> str:
+    quickest = min(same, key=lambda need: need.cost)
+    least = min(same, key=lambda need: need.memory)
     cost, unit = (quickest.cost, "s") if timed else (quickest.cost / 1e9, "GFLOP")
-    text = (
-        f"{count} fit at {work}. Take {quickest.method}: it {_word(group)} ({quickest.gib}, "
-        f"{significant(cost)} {unit} a million voxels)."
-    )
+    text = f"{quickest.named} ({quickest.gib}, {significant(cost)} {unit} a million voxels)"
     if least.method != quickest.method:
         text += (
-            f" {least.method} needs the least memory ({least.gib}), for "
-            f"{least.cost / quickest.cost:.2f}× the {'time' if timed else 'computation'}."
+            f", with least memory {least.named} ({least.gib}, for "
+            f"{least.cost / quickest.cost:.2f}× the {'time' if timed else 'computation'})"
         )
     return text
 
@@ -107,22 +137,25 @@ def advise_from_fit(fit: pd.DataFrame | None, budget_gib: int = MAIN_BUDGET_GIB)
 
 
 def budgets_grid(group: Group) -> Grid:
-    """For each budget, what fits and what to take."""
+    """For each budget, what of each network to take, and what else fits."""
     known = needs(group)
     rows = []
     for budget in BUDGETS_GIB:
         fitting = _that_fit(known, budget)
-        best = min(fitting, key=lambda need: need.cost, default=None)
-        others = ", ".join(need.method for need in fitting if need is not best)
-        rows.append(
-            (
-                Cell(f"{budget} GiB", budget), Cell(best.method if best else "nothing fits"),
-                Cell(best.gib if best else NOTHING), Cell(others or NOTHING),
-            )
-        )  # fmt: skip
+        best = [min(same, key=lambda need: need.cost) for same in _by_network(fitting)]
+        taken = "; ".join(f"{need.named}: {need.gib}" for need in best)
+        others = ", ".join(need.named for need in fitting if need not in best)
+        cells = (
+            Cell(f"{budget} GiB", budget),
+            Cell(taken or "nothing fits"),
+            Cell(others or NOTHING),
+        )
+        rows.append(cells)
     return Grid(
-        "Budgets", f"The method that {_word(group)}, of those that fit ({group.name}).",
-        ("Memory", "Take", "It needs", "These fit too"), tuple(rows),
+        "Budgets",
+        f"Of each network, the method that {_word(group)} of those that fit ({group.name}). "
+        "Networks are not ranked: they learn differently.",
+        ("Memory", "Take", "These fit too"), tuple(rows),
         (f"{_FREE_BYTES / GIB:g} GiB is kept free, as the command fit does: a CUDA context and "
          "cuDNN's workspaces come on top of what is shown.",), numeric=False,
     )  # fmt: skip

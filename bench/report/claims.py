@@ -98,7 +98,9 @@ def _least_memory(group: Group) -> Finding | None:
     if "idm" not in known or len(known) < 3:
         return None
     ranked = sorted(known, key=lambda name: known[name])
-    text = ", ".join(f"{name} {significant(known[name] / GIB)}" for name in ranked)
+    text = ", ".join(
+        f"{group.costs.named(name)} {significant(known[name] / GIB)}" for name in ranked
+    )
     return Finding(
         f"{text} GiB (live), {group.kind}", ranked[0] == "idm",
         _rows(group, ranked, "peak_memory_bytes"),

@@ -184,7 +184,7 @@ def peak_memory(group: Group) -> Picture:
             significant(value), (end, method), (gap, 0), textcoords="offset points", va="center"
         )
     most = max(total.max(), *marks.values(), 0)
-    axes.set_yticks(range(len(rows)), [short_name(method) for method in rows["method"]])
+    axes.set_yticks(range(len(rows)), [_named(group, method) for method in rows["method"]])
     axes.invert_yaxis()
     axes.grid(axis="y", visible=False)
     axes.tick_params(axis="y", length=0)
@@ -238,7 +238,7 @@ def frontier(group: Group) -> Picture:
         colour = COLOURS[style % len(COLOURS)]
         axes.plot(
             row["gflop"], row["gib"], MARKERS[style % len(MARKERS)], markersize=6, color=colour,
-            markerfacecolor=colour if row["best"] else "none", label=short_name(row["method"]),
+            markerfacecolor=colour if row["best"] else "none", label=_named(group, row["method"]),
         )  # fmt: skip
     for axis, column in (("x", "gflop"), ("y", "gib")):
         low, high = points[column].min(), points[column].max()
@@ -296,7 +296,7 @@ def _over_window(
             continue
         times, low, middle, high = spread(trials)
         style = line_style(index)
-        axes.plot(times, middle, label=short_name(method), linewidth=1.4, **style)
+        axes.plot(times, middle, label=_named(group, method), linewidth=1.4, **style)
         if len(trials) > 1:
             repeated = True
             axes.fill_between(times, low, high, color=style["color"], alpha=0.18, linewidth=0)
@@ -381,6 +381,11 @@ def line_style(index: int) -> dict[str, Any]:
 def short_name(name: str, most: int = 24) -> str:
     """A foreign name may be longer than the figure."""
     return name if len(name) <= most else f"{name[: most - 1]}…"
+
+
+def _named(group: Group, method: str) -> str:
+    """With its kind in a second line, unless that is exact."""
+    return short_name(method) + group.costs.named(method).removeprefix(method).replace(" ", "\n", 1)
 
 
 def in_words(unit: str, values: Any) -> str:

@@ -148,6 +148,10 @@ def _caption(rows: pd.DataFrame) -> str:
 
 
 def _content(rows: pd.DataFrame) -> str:
+    return "At the end of training: " + in_words("", last_errors(rows).items())
+
+
+def last_errors(rows: pd.DataFrame) -> dict[str, float]:
+    """By method, `value` at the end of training, in the median of the seeds."""
     last = rows.sort_values("step", kind="stable").groupby(["method", "seed"], dropna=False).tail(1)
-    ends = [(m, last[last["method"] == m]["value"].median()) for m in _methods(rows)]
-    return "At the end of training: " + in_words("", ends)
+    return {m: last[last["method"] == m]["value"].median() for m in _methods(rows)}

@@ -16,6 +16,7 @@ from . import advice
 from .claims import SETTINGS, Judged
 from .figures import Picture
 from .grid import Grid, one_line
+from .learning import last_errors, name_runs, with_value
 from .reading import QUALITY_TABLES, Evidence, Group, flat_environment
 from .table1 import samplers
 
@@ -57,7 +58,7 @@ def write_page(
         runs=list(evidence.folders),
         best=best,
         budget=advice.MAIN_BUDGET_GIB,
-        advice=advice.advise(best) if best else None,
+        advice=advice.advise(best, _learned(evidence)) if best else None,
         largest=advice.advise_from_fit(evidence.side_tables.get("fit.csv")),
         budgets=advice.budgets_grid(best) if best else None,
         judged=judged,
@@ -97,6 +98,12 @@ def write_validation_page(
     path = out / "validation.html"
     path.write_text(page, encoding="utf-8")
     return path
+
+
+def _learned(evidence: Evidence) -> dict[str, float]:
+    """Validation error by method, where runs trained them."""
+    learning = evidence.side_tables.get("learning.csv")
+    return {} if learning is None else last_errors(name_runs(with_value(learning)))
 
 
 def _section(name: str, group: Group, pictures: Sequence[Picture]) -> Section:

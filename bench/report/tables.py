@@ -98,6 +98,28 @@ class CostTable:
         """Whether every trial ran the preset as it is, no flag changing it."""
         return bool((self.records["preset_changes"] == "none").all())
 
+    def kind(self, method: str) -> str:
+        """Exact, rounded or another task; "" where an older version did not record it."""
+        return self._first("kind", method)
+
+    def named(self, method: str) -> str:
+        """With its kind, unless that is exact."""
+        kind = self.kind(method)
+        return f"{method} ({kind})" if kind not in ("", "exact") else method
+
+    def network(self, method: str) -> str:
+        """The same for methods that compute the same; itself where it learns another task."""
+        return (self.kind(method) != "another task" and self._first("network", method)) or method
+
+    def _kind(self, method: str) -> Cell:
+        return Cell(
+            self.kind(method) or NOTHING, source="of its techniques, the furthest from exact"
+        )
+
+    def _first(self, column: str, method: str) -> str:
+        known = self.records.loc[self.records["method"] == method, column].dropna()
+        return str(known.iloc[0]) if len(known) else ""
+
     def frame(self) -> pd.DataFrame:
         """A row a metric and method, with `COLUMNS`; values in the unit of the column.
 
@@ -126,10 +148,12 @@ class CostTable:
 
     def grid(self) -> Grid:
         """A row a metric, a column a method."""
-        rows = (
+        rows: Iterable[tuple[Cell, ...]] = (
             (Cell(metric.label), *(self.costs[metric.column, m].cell(metric) for m in self.methods))
             for metric in self._shown
         )
+        if any(map(self.kind, self.methods)):
+            rows = ((Cell("Kind"), *map(self._kind, self.methods)), *rows)
         caption = self._caption()
         if self.methods:
             caption += f" In parentheses, the ratio to {self.methods[0]}."
@@ -140,10 +164,15 @@ class CostTable:
         shown, columns = self._shown, self.records[["method", "repeat", "status", "error"]]
         by_method = (trials for _, trials in columns.groupby("method", sort=False))
         rows = (
-            (Cell(name), _trials(trials), *(m.cell(self.summary(m.column, name)) for m in shown))
+            (
+                Cell(name),
+                self._kind(name),
+                _trials(trials),
+                *(m.cell(self.summary(m.column, name)) for m in shown),
+            )
             for name, trials in zip(self.methods, by_method, strict=True)
         )
-        header = ("Method", "Trials ok", *(metric.label for metric in shown))
+        header = ("Method", "Kind", "Trials ok", *(metric.label for metric in shown))
         return Grid("Table 2", self._caption(), header, tuple(rows), tuple(self._notes()))
 
     def beside_paper(self) -> Grid | None:
@@ -218,6 +247,12 @@ class CostTable:
                 f"W{self._widths()[1:]}: unet, whose widths no paper prescribes, has IDM's "
                 "parameters, or with --match flops its FLOPs of a step, within 5 %; networks whose "
                 "authors published widths keep them."
+            )
+        if len(set(map(self.kind, self.methods))) > 1:
+            yield (
+                "Kind: exact, the gradients of the bare network; rounded, the same function in "
+                "fewer bits; another task, the network learns something else. Memory saved by the "
+                "last two has to be paid in quality."
             )
         yield (
             "Peak memory of one whole training step, live: of the tensors; allocated: with the "

@@ -51,6 +51,7 @@ def record(method: str, repeat: int = 1, preset: str = "paper", **changes: Any) 
         "method": method, "repeat": repeat, "status": "ok", "preset": preset,
         "preset_changes": ", ".join(flags) or "none", "data": "phantom",
         "device": "cuda:0", "device_name": "NVIDIA RTX A5000", **workload(method, preset),
+        **(METHODS_KNOWN[method].columns() if method in METHODS_KNOWN.names else {}),
         "parameters": parameters, "steps": 120, "window_s": 120.0,
         "step_time_median_s": seconds, "step_time_p95_s": seconds * 1.1,
         "volumes_per_s": 4 / seconds,
@@ -73,9 +74,10 @@ def record(method: str, repeat: int = 1, preset: str = "paper", **changes: Any) 
 def predicted(method: str, preset: str = "paper", **changes: Any) -> Record:
     """What `python -m bench predict` leaves: memory and FLOPs, nothing that takes a window."""
     measured = record(method, preset=preset, **changes)
-    kept = ("preset", "preset_changes", *(f.name for f in fields(Work)), "parameters", "flops_step",
-            "peak_memory_bytes", "parameter_bytes", "gradient_bytes", "optimizer_bytes",
-            "activation_bytes", "other_bytes", "flops_forward")  # fmt: skip
+    kept = ("preset", "preset_changes", "network", "techniques", "kind",
+            *(f.name for f in fields(Work)), "parameters", "flops_step", "peak_memory_bytes",
+            "parameter_bytes", "gradient_bytes", "optimizer_bytes", "activation_bytes",
+            "other_bytes", "flops_forward")  # fmt: skip
     values = {name: getattr(measured, name) for name in kept}
     values.update(status="ok", peak_memory_source="predicted", device="cpu")
     return Record(method=method, repeat=1, **{**values, **changes})

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from collections.abc import Mapping
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import pytest
 
 from bench.records.files import write_rows
 from bench.records.rows import Instant, Score
+from bench.report.advice import advise, best_group
+from bench.report.reading import read_evidence
 from bench.report.write import write_reports
 from tests.bench.report.runs import (
     ENVIRONMENT,
@@ -77,7 +80,7 @@ def test_it_is_one_well_formed_self_contained_file(report: Path):
 def test_the_verdict_comes_first(report: Path):
     text = (report / "report.html").read_text(encoding="utf-8")
     assert text.index("For 24 GiB") < text.index("<table")
-    assert "idm needs the least memory (6.18 GiB allocated)" in text
+    assert "with least memory idm (6.18 GiB allocated, for" in text
     assert "Peak memory, live (GiB)" in text
 
 
@@ -85,7 +88,7 @@ def test_every_number_of_the_table_has_its_source(report: Path):
     text = (report / "report.html").read_text(encoding="utf-8")
     table = text[text.index('class="numbers sortable"') :]
     cells = re.findall(r"<td tabindex[^>]*>", table[: table.index("</table>")])
-    assert len(cells) == len(METHODS) * 10
+    assert len(cells) == len(METHODS) * 11
     assert all("aria-describedby" in cell for cell in cells)
     assert "nvml-counter; median of 3 trials" in text
 
@@ -192,8 +195,18 @@ def test_what_fits_comes_from_fit_where_it_was_asked(tmp_path: Path):
 @pytest.mark.parametrize(
     ("gib", "words"),
     [
-        (1, "All methods fit at equal (64³, batch 4, fp32). Take patchddm: it is the quickest"),
-        (2, "3 of 5 fit at equal (64³, batch 4, fp32). Take patchddm"),
+        (
+            1,
+            "All methods fit at equal (64³, batch 4, fp32). What is the quickest, of each network: "
+            "unet (18.5 GiB allocated, 0.954 s a million voxels), with least memory checkpoint "
+            "(9.27 GiB allocated, for 1.40× the time); patchddm (another task) (7.72",
+        ),
+        (1, "idm-stored (14.4 GiB allocated, 0.572 s a million voxels), with least memory idm "),
+        (1, "Cost does not rank networks, since they learn differently. No run here says"),
+        (
+            2,
+            "3 of 5 fit at equal (64³, batch 4, fp32). What is the quickest, of each network: chec",
+        ),
         (30, "Nothing fits at equal (64³, batch 4, fp32): idm needs the least, 185 GiB allocated."),
     ],
 )
@@ -216,14 +229,23 @@ def test_what_a_card_needs_besides_tensors_is_kept_free(tmp_path: Path):
     ]
     text = make(tmp_path / "out", write_run(tmp_path / "run", rows).folder)
     (of_8,) = re.findall(r'<th scope="row">8 GiB</th>(.*?)</tr>', text)
-    assert re.findall(r"<td[^>]*>(.*?)</td>", of_8) == ["patchddm", "7.00 GiB allocated", "–"]
+    assert re.findall(r"<td[^>]*>(.*?)</td>", of_8) == [
+        "patchddm (another task): 7.00 GiB allocated",
+        "–",
+    ]
     assert "1 GiB is kept free" in text
 
 
-def _advice(folder: Path) -> str:
-    from bench.report.advice import advise, best_group
-    from bench.report.reading import read_evidence
+def test_networks_are_compared_by_what_quality_found(tmp_path: Path):
+    def text(*methods: str) -> str:
+        run = write_run(tmp_path / "-".join(methods), [record(each) for each in methods])
+        return _advice(run.folder, {"idm": 0.0812, "unet": 0.074, "elsewhere": 0.5})
 
+    assert "Validation MSE of ε after these runs' trainings: unet 0.074." in text("unet", "revunet")
+    assert "rank" not in text("idm", "idm-stored")
+
+
+def _advice(folder: Path, learned: Mapping[str, float] | None = None) -> str:
     group = best_group(read_evidence([folder]).groups)
     assert group is not None
-    return advise(group)
+    return advise(group, learned)
