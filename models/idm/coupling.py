@@ -212,7 +212,7 @@ class ActivatedConvolution(nn.Module):
         norm = scale, offset, groups, self.eps
         if torch.is_grad_enabled() and not torch.jit.is_tracing():  # fvcore sees no Function
             return _KeepInput.apply(x, weight, *norm, self.slice_bytes)
-        return CONVOLVE[x.ndim - 2](_activated(x, *norm)[0], weight, padding=1)
+        return CONVOLVE[x.ndim - 2](_activated(x, *norm), weight, padding=1)
 
 
 class _KeepInput(torch.autograd.Function):
@@ -223,7 +223,7 @@ class _KeepInput(torch.autograd.Function):
     ) -> Tensor:  # fmt: skip
         ctx.save_for_backward(x, weight, scale, offset)
         ctx.groups, ctx.eps, ctx.slice_bytes = groups, eps, slice_bytes
-        return CONVOLVE[x.ndim - 2](_activated(x, scale, offset, groups, eps)[0], weight, padding=1)
+        return CONVOLVE[x.ndim - 2](_activated(x, scale, offset, groups, eps), weight, padding=1)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -251,18 +251,10 @@ class _KeepInput(torch.autograd.Function):
         return grad_x, *grads, None, None, None
 
 
-def _activated(
-    x: Tensor, scale: Tensor, offset: Tensor, groups: int, eps: float, activated: bool = True
-) -> tuple[Tensor, Tensor, Tensor]:
-    """SiLU of the normalised x, or x as it is normalised; mean and 1 / deviation of the groups.
-
-    In the precision of the weights whatever autocast says.
-    """
-    count, channels, *grid = x.shape
+def _activated(x: Tensor, scale: Tensor, offset: Tensor, groups: int, eps: float) -> Tensor:
+    """SiLU of the normalised x, in the precision of the weights whatever autocast says."""
     wide = x.to(scale.dtype).contiguous()
-    shape = count, channels, math.prod(grid), groups
-    y, mean, deviation = torch.native_group_norm(wide, scale, offset, *shape, eps)
-    return F.silu(y, inplace=True) if activated else y, mean, deviation
+    return F.silu(torch.group_norm(wide, groups, scale, offset, eps), inplace=True)
 
 
 def _gradients(
@@ -275,21 +267,21 @@ def _gradients(
     dtype = torch.float32 if is_too_thin(x) and grad.dtype.itemsize < 4 else grad.dtype
     through = any((wanted[0], *wanted[2:]))
     grad_y, grad_weight, _ = torch.ops.aten.convolution_backward(
-        grad.to(dtype), _activated(x, *norm)[0].to(dtype), weight.to(dtype), None,
+        grad.to(dtype), _activated(x, *norm).to(dtype), weight.to(dtype), None,
         [1] * dims, [1] * dims, [1] * dims, False, [0] * dims, 1, [through, wanted[1], False],
     )  # fmt: skip
     grad_weight = grad_weight.to(weight.dtype) if wanted[1] else None
     if not through:
         return None, grad_weight, None, None
     grad_y = grad_y.to(scale.dtype).contiguous()
-    y, mean, deviation = _activated(x, *norm, activated=False)
+    wide = x.to(scale.dtype).contiguous()
+    shape = *x.shape[:2], math.prod(x.shape[2:]), groups
+    y, mean, deviation = torch.native_group_norm(wide, scale, offset, *shape, eps)
     torch.ops.aten.silu_backward.grad_input(grad_y, y, grad_input=grad_y)
     del y
-    count, channels, *grid = x.shape
     grad_x, grad_scale, grad_offset = torch.ops.aten.native_group_norm_backward(
-        grad_y, x.to(scale.dtype).contiguous(), mean, deviation, scale,
-        count, channels, math.prod(grid), groups, [wanted[0], *wanted[2:]],
-    )  # fmt: skip
+        grad_y, wide, mean, deviation, scale, *shape, [wanted[0], *wanted[2:]]
+    )
     grad_x = grad_x.to(x.dtype) if wanted[0] else None
     return grad_x, grad_weight, grad_scale, grad_offset
 
