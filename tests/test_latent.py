@@ -36,6 +36,7 @@ def test_an_adversarial_step_takes_the_bytes_that_were_predicted():
     assert found.flops_step == cost.flops_step
 
 
+@pytest.mark.slow
 def test_decoding_in_parts_takes_the_bytes_that_were_predicted_and_gives_the_same():
     z, drawn = torch.rand(1, maisi.LATENT_CHANNELS, 4, 8, 4), []
     for splits in (1, 2):

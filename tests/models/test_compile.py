@@ -49,6 +49,7 @@ def test_a_compiled_network_trains_the_same(kind, backend):
     assert counter.frame_count <= 2  # before the body and after it
 
 
+@pytest.mark.slow
 def test_with_stored_activations_the_whole_network_is_one_graph():
     net, reference = make(IDM)
     net.backward = reference.backward = "stored"
@@ -78,6 +79,7 @@ def test_a_compiled_chain_of_any_layers():
     assert_same(grads_of(compiled, inputs(2)), grads_of(net, inputs(2)))
 
 
+@pytest.mark.slow
 def test_functions_inside_layers_are_compiled_as_a_whole():
     """F is what costs time; it is compiled for both of its evaluations."""
     net, reference = make(IDM)

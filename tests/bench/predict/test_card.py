@@ -311,6 +311,7 @@ def test_offloaded_optimizer_state_is_counted_on_the_host():
     assert usual.host_bytes == 0
 
 
+@pytest.mark.slow
 def test_the_card_may_come_after_a_backward_pass():
     """PyTorch makes its threads for backward passes at the first, for the devices of then."""
     script = """
@@ -383,6 +384,7 @@ def test_what_is_written_to_a_small_tensor_is_not_known():
     assert read[0] == 1  # what is taken for an integer
 
 
+@pytest.mark.slow
 def test_the_machines_accelerator_stays_what_it_is():
     """After a prediction, FSDP wanted to put a real network on the card on paper."""
     script = (

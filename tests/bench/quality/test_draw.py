@@ -72,6 +72,7 @@ def test_it_draws_what_the_run_drew_and_goes_on(trained, sample, tmp_path):
     assert (tmp_path / "figure2.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_one_method_by_another_sampler_in_a_folder_of_the_run(trained, sample):
     status, _ = sample("--models", "idm", "--samples", 1, "--sampler", "ddpm-mean",
                        "--sampler-steps", 3, "--seed", 7)  # fmt: skip

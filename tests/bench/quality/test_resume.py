@@ -98,6 +98,7 @@ def test_stopped_and_gone_on_with(runs, method):
     assert_same_training(whole, stopped, method)
 
 
+@pytest.mark.slow
 def test_killed_before_the_first_checkpoint(runs):
     whole, killed = runs
     plan = tiny_plan(whole)
@@ -118,6 +119,7 @@ def test_a_training_that_is_over_is_not_trained_on(runs):
     assert (run.folder / "learning.csv").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_minutes_go_on_where_they_were(runs):
     """The time of a training in minutes is that of all its processes."""
     run, _ = runs

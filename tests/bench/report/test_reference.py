@@ -22,6 +22,7 @@ def runs_of(part: str) -> list[QualityRun]:
     return [QualityRun(folder) for folder in folders]
 
 
+@pytest.mark.slow
 def test_the_reference_tables_come_from_the_reference_rows(tmp_path: Path):
     marks = ("runs.csv", "scale.csv")
     folders = list({path.parent for mark in marks for path in REFERENCE.glob(f"*/{mark}")})
@@ -43,6 +44,7 @@ def test_the_readme_shows_rows_of_the_reference_tables():
     assert set(shown) <= set(tables)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("part", "column", "least"),
     [("long", "elapsed_s", 900), ("seeds", "elapsed_s", 300), ("budget", "elapsed_s", 300),

@@ -53,6 +53,7 @@ def installed(tmp_path) -> Path:
     return tmp_path / "site"
 
 
+@pytest.mark.slow
 def test_a_plug_in_trains_beside_ours_in_processes_of_its_own(installed, tmp_path):
     names = ["theirs+halved", "theirs:build+wavelet"]
     done = subprocess.run(

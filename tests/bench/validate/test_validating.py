@@ -23,7 +23,7 @@ def validated(tmp_path_factory):
     """Folder, exit status and rows of a validation."""
     out = tmp_path_factory.mktemp("validation")
     command = ValidateCommand(
-        models=("idm", "patchddm"), preset="small", device="cpu", overrides=TINY, out=out
+        models=("idm",), preset="small", device="cpu", overrides=TINY, out=out
     )
     status = run_validate(command, Console(file=StringIO()))
     (folder,) = out.iterdir()
@@ -33,7 +33,7 @@ def validated(tmp_path_factory):
 def test_every_change_of_memory_on_a_cpu_is_as_predicted(validated):
     _, status, table = validated
     assert status == 0
-    assert list(table["method"]) == ["idm", "patchddm"]
+    assert list(table["method"]) == ["idm"]
     assert (table["status"] == "ok").all()
     assert (table["measured_live_bytes"] == table["predicted_live_bytes"]).all()
     assert (table["measured_changes"] == table["predicted_changes"]).all()
@@ -52,7 +52,7 @@ def test_a_page_says_it_and_a_file_is_to_be_sent(validated):
     folder, _, table = validated
     page = (folder / "validation.html").read_text(encoding="utf-8")
     assert verdict(table) in page
-    assert verdict(table).startswith("2 of 2 methods: every allocation and release")
+    assert verdict(table).startswith("1 of 1 methods: every allocation and release")
     (sent,) = (path for path in folder.glob("*.csv") if path.stem not in ("validation", "cooling"))
     rows = read_table(sent, Validated)
     assert list(rows["measured_live_bytes"]) == list(table["measured_live_bytes"])
