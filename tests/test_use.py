@@ -104,9 +104,13 @@ def test_the_weights_are_the_averages_of_the_checkpoint(run):
 
 
 def test_what_a_conditional_training_leaves(run):
-    """Scores of it, and samples of the conditions of the validation."""
+    """Scores of it, and samples beside the masks of the validation that they were drawn from."""
     scores = run.scores()
     drawn = scores[scores["protocol"] == "ddim-3"]
     assert {"ms_ssim", "sampling_peak_memory_bytes"} <= set(drawn["column"])
     assert set(scores["modality"]) == {"t1", "all"}
-    assert len(list((run.folder / "samples").glob("idm-0_*.nii.gz"))) == 2
+    dice, real = (drawn.set_index("column").loc[name] for name in ("dice", "dice_real"))
+    assert 0 < dice["value"] < real["value"]
+    assert "seg_white" in dice["note"]
+    files = {path.name for path in (run.folder / "samples").iterdir()}
+    assert files == {f"idm-0_{each}{n}.nii.gz" for each in ("", "mask_") for n in (0, 1)}

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ..commands import SampleCommand
 from ..data import load
-from ..data.nifti import write_nifti
+from ..data.batches import whole
+from ..ddpm.diffusion import split_channels
 from ..ddpm.samplers import choose_start, denoiser, generate, given, name_sampler
 from ..errors import UserError
 from ..harness import planning
@@ -21,16 +22,16 @@ from ..records.folder import QualityRun
 from ..records.rows import Score
 from ..report.figure2 import write_figure2
 from ..report.grid import NOTHING, Cell, Grid, for_terminal, significant
-from .evaluation import affines_of, conditions_of
+from .evaluation import affines_of, conditions_of, pictures, write_samples
 from .plan import TrainingPlan
 from .recorder import name_training
-from .scoring import score_samples
+from .scoring import Masks, score_samples
 from .trained import load_trained
 from .trainings import (
     Trainings,
     check_sampler,
     check_samples,
-    validation_volumes,
+    volumes_beside,
     with_volumes,
 )
 
@@ -53,7 +54,7 @@ def run_sample(command: SampleCommand, console: Console) -> int:
         out.mkdir(parents=True, exist_ok=True)
         drawn, scores = _draw_each(chosen, run, command, device, out, console)
         write_rows(out / "quality.csv", Score, scores)
-        figure2 = _write_figure2(chosen, drawn, out)
+        figure2 = _write_figure2(chosen, drawn, command, out)
     except OSError as error:
         raise UserError(f"--out {out}: cannot be written ({error.strerror})") from None
     console.print(for_terminal(_grid(scores, sampler)))
@@ -104,8 +105,13 @@ def _draw_each(
             samples, rows = _draw(plan, run, command, device, display)
             scores += rows
             drawn[plan.method, plan.seed] = samples.numpy()
-            affines = affines_of(plan, _members(plan, command))
-            write_nifti(out / run.samples_of(plan.method, plan.seed).name, samples, affines)
+            members = _members(plan, command)
+            _, drawn_from = split_channels(
+                whole(load(Path(plan.volumes)), members), len(plan.work.modality)
+            )
+            path = out / run.samples_of(plan.method, plan.seed).name
+            shown = pictures(plan.work.condition, drawn_from)
+            write_samples(path, samples, shown, affines_of(plan, members))
             display.end(f"{len(samples)} volumes in {out}", ok=True)
     return drawn, scores
 
@@ -120,8 +126,8 @@ def _draw(
     """(N, C, D, H, W) in [0, 1], on the CPU, and their scores."""
     denoise = denoiser(load_trained(run, plan, device), plan.work, device)
     volumes = load(Path(plan.volumes))
-    conditions = conditions_of(plan, volumes, _members(plan, command))
-    image = len(plan.work.modality)
+    members, image = _members(plan, command), len(plan.work.modality)
+    conditions = conditions_of(plan, volumes, members)
     start = choose_start(command.sampler, denoise, volumes, plan.train, command.seed, device)
     batches = []
     try:
@@ -150,10 +156,12 @@ def _draw(
             f"--batch-size {command.batch_size}: more than {device} has memory for; take fewer"
         ) from None
     samples = torch.cat(batches)
-    real = torch.from_numpy(validation_volumes(plan))
+    _, drawn_from = split_channels(whole(volumes, members), image)
+    real, of_real = split_channels(whole(volumes, plan.val), image)
     scores = score_samples(
         samples, real, plan.work.modality, command.sampler, command.sampler_steps,
         method=plan.method, training_seed=plan.seed, data=plan.data, start=start,
+        masks=Masks.of(plan.work.condition, drawn_from, of_real),
     )  # fmt: skip
     return samples, scores
 
@@ -170,24 +178,33 @@ def _members(plan: TrainingPlan, command: SampleCommand) -> list[int]:
 
 
 def _write_figure2(
-    plans: Sequence[TrainingPlan], drawn: dict[tuple[str, int], np.ndarray], out: Path
+    plans: Sequence[TrainingPlan],
+    drawn: dict[tuple[str, int], np.ndarray],
+    command: SampleCommand,
+    out: Path,
 ) -> list[Path]:
     """Figure 2, of each method's first training of those with the first one's volumes."""
     generated: dict[str, np.ndarray] = {}
+    first = plans[0]
     for plan in plans:
-        if plan.volumes == plans[0].volumes:
+        if plan.volumes == first.volumes:
             generated.setdefault(plan.method, drawn[plan.method, plan.seed])
-    return write_figure2(validation_volumes(plans[0]), generated, out, plans[0].work.modality)
+    members = _members(first, command) if first.work.condition else first.val
+    real, conditions = volumes_beside(first, members)
+    return write_figure2(real, generated, out, first.work.modality, conditions=conditions)
 
 
 def _grid(scores: Sequence[Score], sampler: str) -> Grid:
     found = {(row.method, row.seed, row.modality, row.column): row.value for row in scores}
+    names = {"ms_ssim": "MS-SSIM", "histogram_distance": "histogram distance"}
+    if any(row.column == "dice" for row in scores):
+        names["dice"] = "Dice with the mask"
     rows = []
     for method, seed, modality in dict.fromkeys(key[:3] for key in found):
         if modality == "all":
             continue
         cells = []
-        for column in ("ms_ssim", "histogram_distance"):
+        for column in names:
             value = found.get((method, seed, modality, column))
             real = found.get((method, seed, modality, f"{column}_real"))
             text = NOTHING if value is None else significant(value)
@@ -195,5 +212,5 @@ def _grid(scores: Sequence[Score], sampler: str) -> Grid:
         rows.append((Cell(method), Cell(str(seed)), Cell(modality.upper()), *cells))
     return Grid(
         "Samples", f"Samples ({sampler}); in parentheses, of real volumes",
-        ("method", "seed", "modality", "MS-SSIM", "histogram distance"), tuple(rows),
+        ("method", "seed", "modality", *names.values()), tuple(rows),
     )  # fmt: skip

@@ -1,12 +1,12 @@
 """What follows a training: its scores, samples of it, and what sampling needs."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..data import load_affines, load_typical_affine
 from ..data.batches import labels_of, whole
@@ -17,8 +17,9 @@ from ..harness.worker import Events
 from ..probes.memory import MemoryProbe, tensors_in
 from ..records.folder import QualityRun
 from ..records.rows import Peak
+from .metrics import label_map
 from .plan import TrainingPlan
-from .scoring import score, score_samples
+from .scoring import Masks, score, score_samples
 
 
 class Stopped(Exception):
@@ -33,7 +34,7 @@ def evaluate(
     events: Events,
     should_stop: Callable[[], bool],
 ) -> None:
-    """Rows of `quality.csv`, and `samples/<method>-<seed>_<n>.nii.gz`.
+    """Rows of `quality.csv`; samples, with their conditions, as `write_samples` names them.
 
     Done again, it replaces what it left before.
 
@@ -61,7 +62,7 @@ def evaluate(
     run = QualityRun(Path(plan.folder))
     device = torch.device(plan.device)
     modalities = plan.work.modality
-    real, _ = split_channels(whole(volumes, plan.val), len(modalities))
+    real, of_real = split_channels(whole(volumes, plan.val), len(modalities))
     names: dict[str, Any] = {"method": plan.method, "training_seed": plan.seed, "data": plan.data}
     scores = score(
         denoise, real, modalities, plan.split_seed, device=device,
@@ -70,6 +71,7 @@ def evaluate(
     if plan.samples:
         shape = (plan.samples, *real.shape[1:])
         chosen = [plan.val[index % len(plan.val)] for index in range(plan.samples)]
+        _, drawn_from = split_channels(whole(volumes, chosen), len(modalities))
         conditions = conditions_of(plan, volumes, chosen).some(slice(None), device)
         of_these = given(denoise, conditions, plan.guidance)
         start = choose_start(plan.sampler, denoise, volumes, plan.train, plan.split_seed, device)
@@ -80,11 +82,12 @@ def evaluate(
         memory = sampling_memory(network, shape, of_these, conditions)
         scores += score_samples(
             samples, real, modalities, plan.sampler, plan.sampler_steps, memory=memory,
-            start=start, **names,
+            start=start, masks=Masks.of(plan.work.condition, drawn_from, of_real), **names,
         )  # fmt: skip
         path = run.samples_of(plan.method, plan.seed)
         path.parent.mkdir(exist_ok=True)
-        write_nifti(path, samples.cpu(), affines_of(plan, chosen))
+        shown = pictures(plan.work.condition, drawn_from)
+        write_samples(path, samples.cpu(), shown, affines_of(plan, chosen))
     run.forget_scores(plan.method, plan.seed)
     for row in scores:
         run.append(row)
@@ -103,6 +106,34 @@ def affines_of(plan: TrainingPlan, chosen: Sequence[int]) -> np.ndarray:
     if plan.work.condition:
         return load_affines(Path(plan.volumes))[list(chosen)]
     return load_typical_affine(Path(plan.volumes), plan.train)
+
+
+def write_samples(
+    path: Path, samples: Tensor, condition: Mapping[str, Tensor], affines: np.ndarray
+) -> None:
+    """Samples as NIfTI files, and beside each its condition, on the same grid.
+
+    Args:
+        path: of the samples, `idm-0.nii.gz`; a condition is `idm-0_mask.nii.gz`, both as
+            `write_nifti` numbers them.
+        samples: (N, C, D, H, W).
+        condition: of `pictures`.
+    """
+    write_nifti(path, samples, affines)
+    stem = path.name.removesuffix(".nii.gz")
+    for name, volumes in condition.items():
+        write_nifti(path.with_name(f"{stem}_{name}.nii.gz"), volumes[:, None], affines)
+
+
+def pictures(names: tuple[str, ...], condition: Tensor) -> dict[str, Tensor]:
+    """The channels (N, K, D, H, W) of a condition as volumes (N, D, H, W) for people.
+
+    `mask` has the number of the label, from 1 in the order of the channels; an image its own name.
+    """
+    masks = Masks.of(names, condition, condition)
+    of_masks = () if masks is None else masks.names
+    shown = {name: condition[:, k] for k, name in enumerate(names) if name not in of_masks}
+    return shown if masks is None else {"mask": label_map(masks.of_real), **shown}
 
 
 def sampling_memory(

@@ -27,6 +27,8 @@ MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 FOREGROUND = 0.05
 """Voxels above this intensity are foreground: the skull-stripped background is 0, and what a
 sampler leaves there is near 0 but not equal to it."""
+LEVELS = 32
+"""Of the intensities, which `TissueByIntensity` tells apart."""
 
 
 def mae(eps_hat: Tensor, eps: Tensor) -> Tensor:
@@ -120,6 +122,46 @@ def histogram_distance(volumes: Tensor, reference: Tensor) -> float:
     if any(len(intensities) == 0 for intensities in bright):
         return float("nan")
     return float(wasserstein_distance(*bright))
+
+
+class TissueByIntensity:
+    """Which label a voxel has, by its intensity alone: the most frequent one in real volumes.
+
+    Args:
+        volumes: one modality, (N, D, H, W) in [0, 1].
+        masks: (N, K, D, H, W), a channel of 0 and 1 for each label.
+    """
+
+    def __init__(self, volumes: Tensor, masks: Tensor) -> None:
+        labels = masks.shape[1] + 1
+        pairs = self._level(volumes) * labels + label_map(masks)
+        counts = torch.bincount(pairs.flatten(), minlength=LEVELS * labels).view(LEVELS, labels)
+        seen = counts.sum(1).nonzero().flatten()
+        nearest = seen[(torch.arange(LEVELS)[:, None] - seen).abs().argmin(1)]
+        self.label_of = counts[nearest].argmax(1)
+
+    def dice(self, volumes: Tensor, masks: Tensor) -> tuple[float, list[float]]:
+        """Dice of the labels that the intensities of volumes say with those of masks, 0 to 1.
+
+        The generalised Dice coefficient, each voxel of one weight (Crum, Camara & Hill 2006,
+        doi:10.1109/TMI.2006.880587), and that of each label; nan for what is nowhere.
+        """
+        found, wanted = self.label_of[self._level(volumes)], label_map(masks)
+        shared = torch.where(found == wanted, found, 0)
+        both, one, other = (
+            torch.bincount(each.flatten(), minlength=masks.shape[1] + 1)[1:].double()
+            for each in (shared, found, wanted)
+        )
+        return float(2 * both.sum() / (one + other).sum()), (2 * both / (one + other)).tolist()
+
+    @staticmethod
+    def _level(volumes: Tensor) -> Tensor:
+        return (volumes * LEVELS).long().clamp(0, LEVELS - 1)
+
+
+def label_map(masks: Tensor) -> Tensor:
+    """(N, K, D, H, W), a channel of 0 and 1 for each label, to (N, D, H, W) from 0, none, to K."""
+    return torch.where(masks.amax(1) > 0.5, masks.argmax(1) + 1, 0)
 
 
 def _odd_at_most(side: int) -> int:

@@ -13,6 +13,7 @@ Samples have a protocol of their own, named after the sampler and its steps (`dd
 import math
 import statistics
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -31,8 +32,27 @@ UNITS = {
     "psnr": "dB", "psnr_noisy": "dB", "ssim": None, "mae": "standard deviations of the noise",
     "mse": "variances of the noise", "ms_ssim": None, "ms_ssim_real": None,
     "histogram_distance": "intensity", "histogram_distance_real": "intensity",
+    "dice": None, "dice_real": None,
     "sampling_start": "timestep", "sampling_peak_memory_bytes": "bytes",
 }  # fmt: skip
+
+
+class Masks(NamedTuple):
+    """What samples were drawn from, and of the real volumes beside them."""
+
+    names: tuple[str, ...]
+    of_samples: Tensor
+    """(N, K, D, H, W), 0 and 1."""
+    of_real: Tensor
+
+    @classmethod
+    def of(cls, names: tuple[str, ...], of_samples: Tensor, of_real: Tensor) -> "Masks | None":
+        """Those of the condition's channels that are masks; None where none are."""
+        every = torch.cat([of_samples, of_real])
+        chosen = [k for k in range(len(names)) if ((every[:, k] == 0) | (every[:, k] == 1)).all()]
+        if not chosen:
+            return None
+        return cls(tuple(names[k] for k in chosen), of_samples[:, chosen], of_real[:, chosen])
 
 
 @torch.no_grad()
@@ -119,12 +139,15 @@ def score_samples(
     data: str | None = None,
     memory: Peak | None = None,
     start: Start | None = None,
+    masks: Masks | None = None,
 ) -> list[Score]:
     """Diversity and intensities of samples beside those of real volumes, by modality.
 
     `ms_ssim` is the mean over pairs of samples, `ms_ssim_real` over pairs of real volumes;
     `histogram_distance` is between samples and real volumes, `histogram_distance_real` between
-    every other real volume and the rest: what two sets of real ones differ by.
+    every other real volume and the rest: what two sets of real ones differ by. `dice` is between
+    the masks that samples were drawn from and what their own intensities say (`TissueByIntensity`),
+    `dice_real` the same of the real volumes: no sample can be expected to have more.
 
     Args:
         samples: (N, C, D, H, W) in [0, 1], of `generate`.
@@ -132,6 +155,7 @@ def score_samples(
         sampler, steps: as they were given to `generate`; they name the protocol.
         memory: what `sampling_memory` returned.
         start: where the sampler began, if not at T.
+        masks: that the samples were drawn from, and those of the real volumes.
     """
     protocol = name_sampler(sampler, steps)
 
@@ -163,6 +187,20 @@ def score_samples(
             distance = metrics.histogram_distance(one, other)
             if math.isfinite(distance):
                 scores.append(row(modality, column, distance, len(one)))
+        if masks is not None:
+            tissue = metrics.TissueByIntensity(known[:, 0], masks.of_real)
+            for column, volumes, own in (
+                ("dice", drawn, masks.of_samples),
+                ("dice_real", known, masks.of_real),
+            ):
+                value, each = tissue.dice(volumes[:, 0], own)
+                if math.isfinite(value):
+                    note = ", ".join(
+                        f"{name} {part:.3f}"
+                        for name, part in zip(masks.names, each, strict=True)
+                        if math.isfinite(part)
+                    )
+                    scores.append(row(modality, column, value, len(volumes), note=note))
     first = TIMESTEPS - 1 if start is None else start.timestep
     scores.append(row("all", "sampling_start", first, len(samples)))
     if memory is not None:

@@ -11,8 +11,10 @@ from rich.console import Console
 
 from ..commands import QualityCommand
 from ..data import Source, load
+from ..data.batches import whole
 from ..data.nifti import read_nifti
 from ..data.split import Split, default_subjects, describe_split, divide
+from ..ddpm.diffusion import split_channels
 from ..ddpm.samplers import sampler_steps
 from ..ddpm.step import Training
 from ..errors import UserError
@@ -28,6 +30,7 @@ from ..report.grid import Cell, Grid
 from ..report.write import write_report
 from ..sizes import Shape, parse_size, show_size
 from .budget import Question, choose_widths
+from .evaluation import pictures
 from .plan import TrainingPlan
 from .recorder import TrainingRecorder
 from .tensorboard_log import check_tensorboard
@@ -203,15 +206,25 @@ class Trainings(Launcher[QualityCommand, TrainingPlan, QualityRun]):
                 generated.setdefault(plan.method, samples)
         if not generated:
             return []
+        real, conditions = volumes_beside(plans[0], plans[0].val)
         return write_figure2(
-            validation_volumes(plans[0]), generated, run.folder, plans[0].work.modality
+            real, generated, run.folder, plans[0].work.modality, conditions=conditions
         )
 
 
-def validation_volumes(plan: TrainingPlan) -> np.ndarray:
-    """(N, C, D, H, W) float32 in [0, 1], without their conditions."""
-    volumes = load(Path(plan.volumes))
-    return np.stack([volumes[index, : len(plan.work.modality)] for index in plan.val])
+def volumes_beside(
+    plan: TrainingPlan, members: Sequence[int]
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Real volumes (N, C, D, H, W) in [0, 1], and pictures of their conditions, (N, D, H, W) each.
+
+    All masks together are one picture, each label a grey of its own.
+    """
+    volumes = whole(load(Path(plan.volumes)), members)
+    real, condition = split_channels(volumes, len(plan.work.modality))
+    shown = pictures(plan.work.condition, condition)
+    if "mask" in shown:
+        shown["mask"] = shown["mask"] / shown["mask"].max().clamp(min=1)
+    return real.numpy(), {name: each.numpy() for name, each in shown.items()}
 
 
 def with_volumes(

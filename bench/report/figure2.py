@@ -6,6 +6,7 @@ The quality run draws it, because it has the volumes; a report shows the file.
 import textwrap
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -23,9 +24,10 @@ def write_figure2(
     out: Path,
     modalities: tuple[str, ...] = ("t1",),
     most: int = 2,
+    conditions: Mapping[str, np.ndarray] = MappingProxyType({}),
 ) -> list[Path]:
     """`figure2.png` and `.pdf` in `out`; the arguments of `figure2`."""
-    return figure2(real, generated, modalities, most).save(out)
+    return figure2(real, generated, modalities, most, conditions).save(out)
 
 
 @styled()
@@ -34,6 +36,7 @@ def figure2(
     generated: Mapping[str, np.ndarray],
     modalities: tuple[str, ...] = ("t1",),
     most: int = 2,
+    conditions: Mapping[str, np.ndarray] = MappingProxyType({}),
 ) -> Picture:
     """Figure 2: middle slices of real volumes in the first row, of generated ones below.
 
@@ -46,8 +49,11 @@ def figure2(
             volumes than are shown.
         modalities: what the C channels show; each has rows of its own.
         most: volumes in a row, of the first ones.
+        conditions: by name, (N, D, H, W) in [0, 1]: what the real volumes have, and the generated
+            ones were drawn from. They stand above all.
     """
-    rows = [
+    rows = [(name, volumes[:most]) for name, volumes in conditions.items()]
+    rows += [
         (f"{name}, {modality.upper()}" if len(modalities) > 1 else name, volumes[:most, channel])
         for channel, modality in enumerate(modalities)
         for name, volumes in {"real": real, **generated}.items()

@@ -26,11 +26,13 @@ LABELS = {
     "psnr": "PSNR (dB)", "psnr_noisy": "noisy input (dB)", "ssim": "SSIM", "mae": "MAE of ε",
     "mse": "MSE of ε", "ms_ssim": "MS-SSIM, samples", "ms_ssim_real": "MS-SSIM, real",
     "histogram_distance": "histogram distance", "histogram_distance_real": "distance, real",
+    "dice": "Dice with the mask", "dice_real": "Dice, real",
     "sampling_start": "from t", "sampling_peak_memory_bytes": "peak memory, live (GiB)",
 }  # fmt: skip
 _SAMPLED = re.compile(r"dd[a-z-]+-\d+")
 """A protocol that is a sampler and its steps: `ddpm-2000`."""
 _SAMPLES = ("ms_ssim", "ms_ssim_real", "histogram_distance", "histogram_distance_real")
+_OF_MASKS = ("dice", "dice_real")
 _KEYS = ["modality", "method", "origin", "protocol", "data"]
 _DATA = {
     "phantom": "embedded brains, drawn from one average anatomy: not BraTS",
@@ -106,6 +108,8 @@ def noise_levels_grid(rows: Sequence[Row]) -> Grid:
 def samples_grid(rows: Sequence[Row]) -> Grid:
     """Generated volumes beside real ones, and the cost of generating them."""
     rows = [row for row in rows if _SAMPLED.fullmatch(str(row["protocol"]))]
+    with_masks = any(row["column"] in _OF_MASKS for row in rows)
+    columns = (*_SAMPLES, *_OF_MASKS) if with_masks else _SAMPLES
     shown = []
     for (method, protocol, _), drawn in grouped(rows, ["method", "protocol", "data"]).items():
         sampler, _, steps = str(protocol).rpartition("-")
@@ -114,15 +118,15 @@ def samples_grid(rows: Sequence[Row]) -> Grid:
         shown += [
             (
                 _label(method, modality), Cell(sampler), Cell(steps, float(steps)), start,
-                *(score_cell(of_modality, column) for column in _SAMPLES), memory,
+                *(score_cell(of_modality, column) for column in columns), memory,
             )
             for (modality,), of_modality in grouped(drawn, ["modality"]).items()
-            if any(row["column"] in _SAMPLES for row in of_modality)
+            if any(row["column"] in columns for row in of_modality)
         ]  # fmt: skip
     return Grid(
         "Table 1, samples", "Generated volumes beside real ones.",
         ("", "sampler", "steps", LABELS["sampling_start"],
-         *(LABELS[column] for column in _SAMPLES), LABELS["sampling_peak_memory_bytes"]),
+         *(LABELS[column] for column in columns), LABELS["sampling_peak_memory_bytes"]),
         tuple(shown),
         (
             "MS-SSIM: mean over pairs of volumes of the same set, ± standard deviation. Samples "
@@ -130,6 +134,7 @@ def samples_grid(rows: Sequence[Row]) -> Grid:
             "Histogram distance: 1-Wasserstein distance of the intensities above 0.05, on a scale "
             "of 0 to 1, of samples to real volumes; real: of one half of the real volumes to the "
             "other.",
+            *_dice_note(rows),
             "From t: the timestep at which sampling begins, 1999 with pure noise; ddpm-mean begins "
             "lower, with the mean training volume under the noise of that timestep.",
             "Peak memory, live: of the tensors in one denoising step of all samples at once, "
@@ -137,6 +142,15 @@ def samples_grid(rows: Sequence[Row]) -> Grid:
             *_seeds_note(rows),
         ),
     )  # fmt: skip
+
+
+def _dice_note(rows: Sequence[Row]) -> Iterator[str]:
+    if any(row["column"] in _OF_MASKS for row in rows):
+        yield (
+            "Dice with the mask: of the labels that the intensities say, each that of most real "
+            "voxels of this intensity, with the mask that was drawn from; real: of the real "
+            "volumes with theirs."
+        )
 
 
 def samplers(quality: pd.DataFrame | None) -> list[str]:

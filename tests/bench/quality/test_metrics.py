@@ -146,3 +146,34 @@ def test_the_background_is_not_in_the_histogram():
     few[..., :1] = 0.5
     assert metrics.histogram_distance(half, few) == 0
     assert math.isnan(metrics.histogram_distance(half, torch.zeros_like(half)))
+
+
+def test_tissue_by_intensity_of_volumes_that_are_what_their_masks_say():
+    """Fluid 0.2, grey 0.5 and white 0.8 on black: shifted by a voxel, only the rims disagree."""
+    labels = torch.zeros(1, 8, 8, 8, dtype=torch.long)
+    labels[:, 1:7, 1:7, 1:7] = 1
+    labels[:, 2:6, 2:6, 2:6] = 3
+    labels[:, 4, 4, 4] = 2
+    masks = torch.stack([(labels == k).float() for k in (1, 2, 3)], dim=1)
+    assert torch.equal(metrics.label_map(masks), labels)
+    volumes = torch.tensor([0, 0.2, 0.5, 0.8])[labels]
+    tissue = metrics.TissueByIntensity(volumes, masks)
+    assert tissue.dice(volumes, masks) == (1, [1, 1, 1])
+    assert tissue.dice(volumes + 0.05, masks) == (1, [1, 1, 1])  # no real voxel is so: the nearest
+    assert tissue.dice(torch.zeros_like(volumes), masks) == (0, [0, 0, 0])
+
+    found, wanted = labels.roll(1, dims=1), labels
+    shared = [int(((found == k) & (wanted == k)).sum()) for k in (1, 2, 3)]
+    whole, each = tissue.dice(volumes.roll(1, dims=1), masks)
+    assert whole == sum(shared) / 6**3  # of both as many
+    assert each == [shared[0] / (6**3 - 4**3), shared[1], shared[2] / (4**3 - 1)]
+
+
+def test_a_label_that_no_intensity_tells_from_another_is_not_found(brains):
+    """Of the embedded brains white and grey matter are, and fluid; lesions are grey as well."""
+    source = open_source("phantom", volume=16, subjects=12, condition=("seg",))
+    volumes = torch.from_numpy(np.stack([source[index] for index in range(12)]))
+    image, masks = volumes[:, 0], volumes[:, 1:]
+    whole, (white, grey, fluid, lesion) = metrics.TissueByIntensity(image, masks).dice(image, masks)
+    assert min(whole, white, grey) > 0.85
+    assert lesion < 0.2 < fluid
