@@ -275,7 +275,8 @@ def _gradients(
         return None, grad_weight, None, None
     grad_y = grad_y.to(scale.dtype).contiguous()
     wide = x.to(scale.dtype).contiguous()
-    shape = *x.shape[:2], math.prod(x.shape[2:]), groups
+    count, channels, *grid = x.shape
+    shape = count, channels, math.prod(grid), groups
     y, mean, deviation = torch.native_group_norm(wide, scale, offset, *shape, eps)
     torch.ops.aten.silu_backward.grad_input(grad_y, y, grad_input=grad_y)
     del y
