@@ -281,6 +281,10 @@ def workload(
             'them in its module, PUBLISHED = {"channels": (32, 64)}'
         )
     work = Workload(**values)
+    if work.drop_condition and not work.condition:
+        raise UserError(
+            f"--drop-condition {work.drop_condition:g}: there is no condition; give --condition"
+        )
     if not work.patch <= work.volume:
         raise UserError(
             f"--patch {work.patch}: larger than the volume ({work.volume}); "

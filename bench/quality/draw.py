@@ -44,7 +44,7 @@ def run_sample(command: SampleCommand, console: Console) -> int:
     device = planning.choose_device(command.device)
     run = QualityRun(command.run)
     original, plans = Trainings.read(run.folder, run.environment())
-    check_samples(command.sampler, command.guidance, plans)
+    check_samples(command.sampler, command.guidance, (plan.work for plan in plans))
     if device.type == "cuda":
         plans[0].backends.apply()
     chosen = with_volumes(_choose(plans, run, command), original, run, console)

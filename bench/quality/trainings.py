@@ -1,6 +1,6 @@
 """The command `quality`: plan the trainings, carry them out one by one, show what came out."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from ..harness import planning
 from ..harness.console import ConsoleDisplay, say
 from ..harness.launcher import Launcher
 from ..harness.planning import Chosen
-from ..presets import Sampler, check_guidance
+from ..presets import Sampler, Workload, check_guidance
 from ..probes.energy import check_country
 from ..records.folder import QualityRun
 from ..report.figure2 import write_figure2
@@ -86,6 +86,7 @@ class Trainings(Launcher[QualityCommand, TrainingPlan, QualityRun]):
         device = planning.choose_device(command.device)
         command.backends.check(str(device))
         chosen = planning.choose_workloads(command.models, command.preset, command.overrides)
+        check_samples(command.sampler, command.guidance, (work for _, work in chosen))
         limit = None if command.budget is None else parse_size(command.budget, "--budget")
         data = Data.ready(command, chosen, self.console)
         self.split = describe_split(data.sources, command.split_seed)
@@ -242,11 +243,11 @@ def with_volumes(
     return [replace(plan, volumes=str(data.paths[plan.work.volume])) for plan in plans]
 
 
-def check_samples(sampler: Sampler, guidance: float, plans: Sequence[TrainingPlan]) -> None:
-    """UserError for samples that these trainings cannot give."""
-    for plan in plans:
-        check_guidance(guidance, plan.work)
-        if sampler == "ddpm-mean" and plan.work.is_conditional:
+def check_samples(sampler: Sampler, guidance: float, works: Iterable[Workload]) -> None:
+    """UserError for samples that trainings of these workloads cannot give."""
+    for work in works:
+        check_guidance(guidance, work)
+        if sampler == "ddpm-mean" and work.is_conditional:
             raise UserError(
                 "--sampler ddpm-mean: begins at the mean volume, which contradicts a condition; "
                 "ddpm-clipped begins with noise"

@@ -64,6 +64,12 @@ def test_an_unknown_method(refuse):
         (("--budget", "plenty"), "--budget plenty"),
         (("--volume", "36"), "multiples of 8"),
         (("--modality", "t1", "t1"), "--modality t1 t1"),
+        (("--condition", "t1"), "--condition t1: is a modality, too"),
+        (("--condition", "skull"), "--condition skull: the embedded brains have"),
+        (("--drop-condition", "0.1"), "--drop-condition 0.1: there is no condition"),
+        (("--guidance", "3"), "--guidance 3: there is no condition"),
+        (("--condition", "seg", "--guidance", "3"), "train with --drop-condition"),
+        (("--condition", "seg", "--sampler", "ddpm-mean"), "ddpm-mean: begins at the mean"),
     ],
 )
 def test_a_value_that_cannot_be(refuse, flags, said):
