@@ -26,7 +26,7 @@ def test_small_is_the_same_for_all(name):
     assert work.channels == ((12, 24, 48, 96) if of_unet else (32, 64, 128, 256))
 
 
-@pytest.mark.parametrize("preset", ["small", "equal"])
+@pytest.mark.parametrize("preset", ["small", pytest.param("equal", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("match", ["parameters", "flops"])
 def test_unet_is_as_large_as_idm_or_computes_as_much(preset, match):
     unet, idm = (predict(name, preset=preset, match=match) for name in ("unet", "idm"))

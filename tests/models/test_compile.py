@@ -59,6 +59,7 @@ def test_with_stored_activations_the_whole_network_is_one_graph():
     assert counter.frame_count == 1
 
 
+@pytest.mark.slow
 def test_another_shape_compiles_once_more():
     net, reference = make(IDM)
     counter = CompileCounterWithBackend("eager")

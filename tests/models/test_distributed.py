@@ -100,6 +100,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", range(len(CASES)), ids=[f"{w.__name__}-{b}" for w, b in CASES])
 def test_two_processes_get_the_gradients_of_the_whole_batch(trained: Path, case: int):
     net = _network("stored")

@@ -25,6 +25,8 @@ from bench.probes.memory import MemoryProbe, Part, tensors_in
 from bench.quality.evaluation import sampling_memory
 
 METHOD_NAMES = list(METHODS)
+RELATED = ("unet-attention", "idm-stored", "iunet", "revunet")
+"""Networks of parts that others here have, too."""
 
 
 @pytest.fixture(autouse=True)
@@ -48,7 +50,13 @@ def trained_step(name, **overrides):
     return step, torch.rand(work.batch_size, 1, *(work.volume,) * 3)
 
 
-@pytest.mark.parametrize("name", METHOD_NAMES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow) if name in RELATED else name
+        for name in METHOD_NAMES
+    ],
+)
 def test_every_method_at_small_is_predicted_to_the_byte(name):
     step, volumes = trained_step(name)
     batch = step.cut(volumes)

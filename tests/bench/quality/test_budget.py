@@ -22,6 +22,7 @@ def peak(method: str, channels: tuple[int, ...]) -> int:
     return prediction.peak_memory_bytes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "limit"),
     [("idm", 10 * MIB), pytest.param("patchddm", 50 * MIB, marks=pytest.mark.slow)],

@@ -12,6 +12,8 @@ import pytest
 from bench import cli
 from bench.records.folder import QualityRun
 
+pytestmark = pytest.mark.slow
+
 TINY = ("--subjects", "12", "--volume", "16", "--channels", "8", "16")
 
 
@@ -72,7 +74,6 @@ def test_it_draws_what_the_run_drew_and_goes_on(trained, sample, tmp_path):
     assert (tmp_path / "figure2.png").read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.slow
 def test_one_method_by_another_sampler_in_a_folder_of_the_run(trained, sample):
     status, _ = sample("--models", "idm", "--samples", 1, "--sampler", "ddpm-mean",
                        "--sampler-steps", 3, "--seed", 7)  # fmt: skip

@@ -15,7 +15,7 @@ from bench.presets import Workload
 from bench.records.folder import QualityRun
 from tests.bench.quality.trainings import Watcher, losses, run_trainings, tiny_plan, train
 
-EVERYDAY = ("patchddm", "idm-lean")
+EVERYDAY = ("patchddm",)
 """A generator and an optimizer of their own."""
 EXACT = ["step", "loss_train", "val_mse", "val_mse_ema", "learning_rate"]
 

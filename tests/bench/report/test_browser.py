@@ -99,6 +99,8 @@ def test_it_opens_without_errors_or_requests_and_shows_its_figures(browser, page
 
 def edges(browser, box) -> tuple[float, float]:
     """Share of pixels that differ from the page, in the last column and in the first of a table."""
+    # What follows the scrolling, an animation, is drawn a frame later.
+    browser.execute_async_script("requestAnimationFrame(() => requestAnimationFrame(arguments[0]))")
     shown = matplotlib.image.imread(io.BytesIO(box.screenshot_as_png))[..., :3]
     page = shown[2, shown.shape[1] // 2]  # above its caption
     height = shown.shape[0] - 20  # without the scrollbar
