@@ -95,6 +95,10 @@ class Checkpoint:
         _, state, _ = self.rng.getstate()
         header = json.dumps(asdict(_Header(progress, state)))
         tensors = {name: tensor.contiguous() for name, tensor in self._tensors().items()}
+        owners = {tensor.data_ptr(): name for name, tensor in tensors.items()}
+        for name, tensor in tensors.items():  # one parameter by two names, as iUNets has them
+            if owners[tensor.data_ptr()] != name:
+                tensors[name] = tensor.clone()
         part = self.path.with_name(self.path.name + ".part")
         try:
             self.path.parent.mkdir(exist_ok=True)

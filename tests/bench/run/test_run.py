@@ -225,19 +225,28 @@ def test_a_log_is_not_garbled(finished):
 
 
 @pytest.mark.slow
-def test_one_bad_trial_does_not_stop_the_others(tmp_path: Path):
-    # PatchDDM normalises in as many groups as the first level has channels: 16 do not divide 24.
+def test_one_bad_trial_does_not_stop_the_others(tmp_path: Path, monkeypatch):
+    (tmp_path / "bad.py").write_text(
+        "from torch import nn\n\n"
+        "class Bad(nn.Conv3d):\n"
+        "    def forward(self, x, t):\n"
+        "        raise ValueError('it is bad')\n\n"
+        "def build(**options):\n"
+        "    return Bad(1, 1, 1)\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     process = run_bench(
-        "--models", "patchddm", "idm", "--steps", "1", "--volume", "8", "--batch-size", "1",
+        "--models", "bad:build", "idm", "--steps", "1", "--volume", "8", "--batch-size", "1",
         "--channels", "16", "24", "--out", str(tmp_path / "out"), "--subjects", "1",
         cache=tmp_path / "cache",
     )  # fmt: skip
     assert process.returncode == 1, process.stdout + process.stderr
     (folder,) = (tmp_path / "out").iterdir()
     records = Run(folder).records().set_index("method")
-    assert records.loc["patchddm", "status"] == "failed"
-    assert records.loc["patchddm", "error"].startswith("ValueError: ")
+    assert records.loc["bad:build", "status"] == "failed"
+    assert records.loc["bad:build", "error"] == "ValueError: it is bad"
     assert records.loc["idm", "status"] == "ok"
-    assert "Traceback" in (folder / "logs" / "patchddm-1.log").read_text()
+    (log,) = (folder / "logs").glob("bad*.log")
+    assert "Traceback" in log.read_text()
     assert "Traceback" not in process.stdout + process.stderr
     assert "failed" in (folder / "table2.md").read_text()
