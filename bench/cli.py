@@ -17,7 +17,7 @@ import tyro
 from rich.console import Console
 
 from . import commands
-from .errors import UserError, typed
+from .errors import CannotWrite, UserError, typed
 from .harness.output import make_output_last
 from .harness.process import have_a_user_name, loading, refuse_without_posix
 from .harness.worker import Worker
@@ -124,6 +124,9 @@ def _main(read: Callable[[], Any]) -> int:
         return execute(read(), Console(soft_wrap=not sys.stdout.isatty()))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except CannotWrite as error:
+        print(f"error: {error.filename}: cannot be written ({error.strerror})", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

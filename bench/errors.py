@@ -15,6 +15,13 @@ class UserError(Exception):
     """
 
 
+class CannotWrite(OSError):
+    """A file that the disk refuses, with its path and the reason; nothing of it is left.
+
+    The command line makes a line of it, unless the command has more to say.
+    """
+
+
 def last_line(error: BaseException) -> str:
     """An exception as the last line of its traceback would show it.
 

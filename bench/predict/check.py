@@ -5,6 +5,7 @@ no machine, so that one byte more is a change of the code.
 """
 
 import csv
+import io
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from ..harness.console import say
 from ..methods import METHODS, find_methods
 from ..presets import PRESETS, Workload
 from ..probes.memory import Part
-from ..records.files import IN_A_WHEEL, column_names, read_table, shipped
+from ..records.files import IN_A_WHEEL, column_names, read_table, replace_file, shipped
 from ..records.folder import Run
 from ..records.rows import BaselinePeak
 from ..sizes import show_shape
@@ -202,11 +203,11 @@ def _checked(peak: Peak, where: str) -> Peak:
 def write_baseline(path: Path, peaks: Iterable[Peak]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        names = column_names(BaselinePeak)
-        with path.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file, lineterminator="\n")  # a diff of it is read by people
-            writer.writerow(names)
-            writer.writerows([getattr(peak, name) for name in names] for peak in peaks)
+        names, text = column_names(BaselinePeak), io.StringIO(newline="")
+        writer = csv.writer(text, lineterminator="\n")  # a diff of it is read by people
+        writer.writerow(names)
+        writer.writerows([getattr(peak, name) for name in names] for peak in peaks)
+        replace_file(path, text.getvalue())
     except OSError as error:
         raise UserError(f"--baseline {path}: cannot be written ({error.strerror})") from None
 

@@ -489,9 +489,9 @@ def _packages(powercap: Path) -> list[Path]:
     return [
         folder
         for folder in sorted(powercap.glob("*rapl:*"))
-        if (folder / "name").read_text().startswith("package")
+        if (folder / "name").read_text(encoding="utf-8").startswith("package")
     ]
 
 
 def _microjoules(path: Path) -> int:
-    return int(path.read_text())
+    return int(path.read_text(encoding="ascii"))

@@ -134,16 +134,20 @@ def swap_in_use(used_bytes: int | None = None) -> list[str]:
     return [f"swap in use: {used / 2**30:.2f} GiB"] if used > SWAP_BYTES else []
 
 
+def _read(file_of_the_kernel: str) -> str:
+    return Path(file_of_the_kernel).read_text(encoding="utf-8", errors="replace")
+
+
 def reset_peak_rss() -> None:
     """Let the kernel forget the peak so far (Linux; elsewhere it stays that of the process)."""
     with suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
 def peak_rss() -> int:
     """Highest resident memory of this process since the last reset, in bytes."""
     try:
-        status = Path("/proc/self/status").read_text()
+        status = _read("/proc/self/status")
         return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 1024  # type: ignore[index]
     except (OSError, TypeError):
         import resource  # POSIX only; naming a device does without
@@ -157,7 +161,7 @@ def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     try:
-        cpu = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
+        cpu = re.search(r"model name\s*:\s*(.+)", _read("/proc/cpuinfo"))
         return f"{cpu[1].strip()}, {os.cpu_count()} cores" if cpu else "CPU"
     except OSError:
         return "CPU"

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 from pydantic import TypeAdapter, ValidationError
 
-from ..errors import UserError
+from ..errors import CannotWrite, UserError
 from ..sizes import Shape
 from .rows import Status
 
@@ -118,19 +118,19 @@ def read_text(path: Path, most_bytes: int) -> str:
         raise UserError(f"{path}: cannot be read as text (it is not UTF-8)") from None
 
 
-def replace_file(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
+def replace_file(path: Path, content: str | bytes) -> None:
+    """Write a file whole or not at all; CannotWrite where the disk refuses."""
     temporary = path.with_name(path.name + ".part")
     try:
         with temporary.open("wb") as file:
-            file.write(text.encode())
+            file.write(content if isinstance(content, bytes) else content.encode())
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except OSError:
+    except OSError as error:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
-        raise
+        raise CannotWrite(error.errno, error.strerror, str(path)) from None
 
 
 def squeeze(error: BaseException) -> str:
@@ -138,11 +138,15 @@ def squeeze(error: BaseException) -> str:
 
 
 def write_rows(path: Path, row_type: type, rows: Iterable[Any]) -> None:
-    """A whole table at once, for what is computed and not measured bit by bit."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(column_names(row_type))
-        writer.writerows([cell(getattr(row, f.name)) for f in fields(row)] for row in rows)
+    """A whole table at once, for what is computed and not measured bit by bit.
+
+    Raises as `replace_file`.
+    """
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(column_names(row_type))
+    writer.writerows([cell(getattr(row, f.name)) for f in fields(row)] for row in rows)
+    replace_file(path, text.getvalue())
 
 
 def cell(value: Any) -> Any:
@@ -155,7 +159,7 @@ def cell(value: Any) -> Any:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Whole or not at all; OSError where the disk refuses."""
+    """Raises as `replace_file`."""
     replace_file(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 

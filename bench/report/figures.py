@@ -20,6 +20,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ..records.files import replace_file
 from ..sizes import GIB
 from . import published
 from .grid import as_rows, significant
@@ -100,13 +101,15 @@ class Picture:
         """PNG and PDF. No dates in the files: the same rows make the same bytes."""
         if self.figure is None:
             return []
-        png, pdf = (out / f"{self.name}{suffix}.{kind}" for kind in ("png", "pdf"))
-        with styled():
-            self.figure.savefig(png, metadata={"Software": None})
-            self.figure.savefig(
-                pdf, metadata={"CreationDate": None, "Producer": None, "Creator": None}
-            )
-        return [png, pdf]
+        dates = {"png": ["Software"], "pdf": ["CreationDate", "Producer", "Creator"]}
+        written = []
+        for kind, unwanted in dates.items():
+            drawn = io.BytesIO()  # on a full disk, matplotlib would fail in its own ways
+            with styled():
+                self.figure.savefig(drawn, format=kind, metadata=dict.fromkeys(unwanted))
+            written.append(out / f"{self.name}{suffix}.{kind}")
+            replace_file(written[-1], drawn.getvalue())
+        return written
 
     def svg(self, prefix: str) -> str:
         """To be set into a page, whose ids must not clash and which has a dark mode."""

@@ -11,6 +11,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from ..records.files import replace_file
 from ..sizes import GIB
 from . import advice
 from .claims import SETTINGS, Judged
@@ -78,7 +79,7 @@ def write_page(
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )  # fmt: skip
     path = out / "report.html"
-    path.write_text(page, encoding="utf-8")
+    replace_file(path, page)
     return path
 
 
@@ -96,7 +97,7 @@ def write_validation_page(
         style=Markup((TEMPLATES / "style.css").read_text(encoding="utf-8")),
     )  # fmt: skip
     path = out / "validation.html"
-    path.write_text(page, encoding="utf-8")
+    replace_file(path, page)
     return path
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from ..records.files import replace_file
 from ..sizes import GIB, show_shape
 from . import published
 from .grid import NOTHING, Cell, Grid, as_rows, latex, markdown, significant
@@ -312,7 +313,7 @@ def write(out: Path, name: str, table: pd.DataFrame, grids: Sequence[Grid]) -> l
         "tex": "\n".join(map(latex, grids)),
     }
     for kind, text in texts.items():
-        (out / f"{name}.{kind}").write_text(text, encoding="utf-8")
+        replace_file(out / f"{name}.{kind}", text)
     return [out / f"{name}.{kind}" for kind in texts]
 
 

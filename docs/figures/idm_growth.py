@@ -134,7 +134,7 @@ def main() -> None:
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     rows = list(train(options.steps, options.every))
-    with open(options.out / "idm_growth.csv", "w", newline="") as file:
+    with open(options.out / "idm_growth.csv", "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(("kind", "position", "name", "relative_error"))
         writer.writerows(rows)

@@ -91,3 +91,32 @@ def test_names_do_not_repeat():
 def test_no_document_refers_to_what_a_clone_does_not_have():
     for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *files("bench"), *files("models")]:
         assert "DESIGN" not in path.read_text(encoding="utf-8"), path
+
+
+def without_encoding(tree: ast.AST) -> list[str]:
+    """Calls that read or write text in whatever encoding the machine has."""
+
+    def is_bare(call: ast.Call) -> bool:
+        if any(keyword.arg == "encoding" for keyword in call.keywords):
+            return False
+        if isinstance(call.func, ast.Attribute) and call.func.attr in ("read_text", "write_text"):
+            return True
+        modes = {getattr(argument, "value", None) for argument in call.args}
+        return ast.unparse(call.func).endswith("open") and bool(modes & {"r", "w", "a"})
+
+    return [
+        ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Call) and is_bare(node)
+    ]
+
+
+@pytest.mark.parametrize("folder", ["bench", "models", "baselines", "docs"])
+def test_text_has_its_encoding(folder):
+    """Where a machine's own is ASCII, the name of a processor ended a benchmark."""
+    for path in files(folder):
+        assert without_encoding(ast.parse(path.read_text(encoding="utf-8"))) == [], path
+
+
+def test_the_walk_finds_text_without_an_encoding():
+    found = ["Path(name).read_text()", "(folder / name).write_text(text)", "open(name, 'w')"]
+    others = ["path.read_text(encoding='utf-8')", "path.open('rb')", "read_text(path, 9)"]
+    assert without_encoding(ast.parse("\n".join(found + others))) == found
