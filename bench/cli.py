@@ -9,7 +9,7 @@ import importlib
 import os
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import tyro
 from rich.console import Console
 
 from . import commands
-from .errors import CannotWrite, UserError, typed
+from .errors import CannotWrite, UserError, check_name, typed
 from .harness.output import make_output_last
 from .harness.process import have_a_user_name, loading, refuse_without_posix
 from .harness.worker import Worker
@@ -94,20 +94,14 @@ def execute(command: Any, console: Console) -> int:
 
 
 def check_names(command: Any) -> None:
-    """UserError for a folder whose name no file of ours could hold."""
-    paths = {"the current folder": Path.cwd()}
+    """UserError for the name of a folder or a file that no file of ours could hold."""
+    check_name("the current folder", Path.cwd())
     for field in fields(command):
         value = getattr(command, field.name)
-        for path in value if isinstance(value, tuple) else (value,):
-            if isinstance(path, Path):
-                paths[f"--{field.name.replace('_', '-')}"] = path
-    for what, path in paths.items():
-        try:
-            str(path).encode("utf-8")
-        except UnicodeEncodeError:
-            raise UserError(
-                f"{what}: its name is not UTF-8 ({os.fsencode(path)!r:.80}); rename it"
-            ) from None
+        if is_dataclass(value):
+            check_names(value)
+        for each in value if isinstance(value, tuple) else (value,):
+            check_name(f"--{field.name.replace('_', '-')}", each)
 
 
 def _load(where: str) -> Callable[..., int]:

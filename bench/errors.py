@@ -1,5 +1,6 @@
 """Errors as a person sees them: a single line, which names the commands that this person types."""
 
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -20,6 +21,15 @@ class CannotWrite(OSError):
 
     The command line makes a line of it, unless the command has more to say.
     """
+
+
+def check_name(what: str, name: object) -> None:
+    """UserError for a name that no file of ours could hold."""
+    try:
+        str(name).encode("utf-8")
+    except UnicodeEncodeError:
+        shown = repr(os.fsencode(str(name)))[-80:]  # of a path, its end tells it from others
+        raise UserError(f"{what}: a name that is not UTF-8 ({shown}); rename it") from None
 
 
 def last_line(error: BaseException) -> str:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..errors import UserError
+from ..errors import UserError, check_name
 
 SUFFIXES = (".nii.gz", ".nii")
 LARGEST_LIST = 1 << 26  # bytes of a manifest or a dataset.json
@@ -90,8 +90,11 @@ def select(rows: Rows, columns: Sequence[str], place: Path) -> tuple[Rows, dict[
     """The subjects that have every column; why the others are left out -> which they are.
 
     Raises:
-        UserError: no subject has all of them.
+        UserError: no subject has all of them; a name that environment.json could not hold.
     """
+    for row in rows.values():
+        for scan in row.values():
+            check_name(str(place), scan.path)
     complete: Rows = {}
     left_out: dict[str, list[str]] = {}
     for subject in sorted(rows):

@@ -71,7 +71,6 @@ def _hardware() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "memory_bytes": psutil.virtual_memory().total,
-        "cpu_max_mhz": _max_mhz(),
         **speed_setting(),
         "gpus": visible_cards(torch.cuda.device_count()),
         "gpu_driver": driver_version(),
@@ -85,15 +84,6 @@ def _cudnn_version() -> int | None:
     """Such as 92400. `torch.backends.cudnn.version` asks each card too, which takes a context."""
     library = getattr(torch._C, "_cudnn", None)
     return library.getVersionInt() if library is not None else None
-
-
-def _max_mhz() -> float | None:
-    """The processor's highest frequency; None where the machine does not tell."""
-    try:
-        frequency = psutil.cpu_freq()
-    except (OSError, NotImplementedError, AttributeError):
-        return None
-    return (frequency.max or None) if frequency is not None else None
 
 
 def _versions() -> dict[str, str]:

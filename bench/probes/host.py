@@ -3,6 +3,7 @@
 import os
 import re
 import sys
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -61,18 +62,26 @@ class HostProbe:
         return found
 
 
-def speed_setting() -> dict[str, str | None]:
-    """What decides how fast the processor may be: power supply and governor; None: not known."""
+def speed_setting() -> dict[str, str | float | None]:
+    """What decides how fast the processor may be: power supply, governor, the frequency up to which
+    they let it; None: not known."""
     battery = psutil.sensors_battery() if hasattr(psutil, "sensors_battery") else None
     supply = None if battery is None else "mains" if battery.power_plugged else "battery"
     try:
         governor = GOVERNOR.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError):
         governor = None
-    return {"power_supply": supply, "governor": governor}
+    try:
+        frequency = psutil.cpu_freq()
+    except (OSError, NotImplementedError, AttributeError):
+        frequency = None
+    most = frequency.max or None if frequency is not None else None
+    return {"power_supply": supply, "governor": governor, "cpu_max_mhz": most}
 
 
-def speed_changes(before: dict[str, str | None], after: dict[str, str | None]) -> list[str]:
+def speed_changes(
+    before: Mapping[str, str | float | None], after: Mapping[str, str | float | None]
+) -> list[str]:
     """Warnings where a window was not measured under one setting, or on a battery."""
     lines = [
         f"{name.replace('_', ' ')} changed in the window: {before[name]} → {now}"

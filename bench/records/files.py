@@ -121,9 +121,10 @@ def read_text(path: Path, most_bytes: int) -> str:
 def replace_file(path: Path, content: str | bytes) -> None:
     """Write a file whole or not at all; CannotWrite where the disk refuses."""
     temporary = path.with_name(path.name + ".part")
+    content = content if isinstance(content, bytes) else content.encode()
     try:
         with temporary.open("wb") as file:
-            file.write(content if isinstance(content, bytes) else content.encode())
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

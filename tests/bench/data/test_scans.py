@@ -141,6 +141,14 @@ def test_globs_that_find_nothing_or_leave_the_folder(flat):
     assert "t1: 3 (sub-01, …), seg: 1 (case7, …)" in said
 
 
+def test_a_name_that_is_not_utf_8_is_refused_before_anything_is_prepared(flat):
+    """environment.json could not hold it: a traceback, after the volumes had been prepared."""
+    odd = os.fsdecode(b"sub-\xff_T1w.nii.gz")
+    (flat / "sub-01_T1w.nii.gz").rename(flat / odd)
+    assert "a name that is not UTF-8 (" in (said := refusal(flat))
+    assert said.endswith(r"sub-\xff_T1w.nii.gz'); rename it")
+
+
 def test_a_manifest_names_files_and_classes(flat):
     lines = ["subject,t1,seg,diagnosis,age"]
     for number, diagnosis in ((1, "healthy"), (2, "tumour"), (3, "healthy")):

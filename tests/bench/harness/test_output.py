@@ -88,6 +88,6 @@ def test_a_folder_that_is_not_utf_8_is_refused_before_anything_starts(tmp_path):
         [sys.executable, "run_bench.py", *TINY, "--out", name], cwd=ROOT, capture_output=True
     )
     assert process.returncode == 2
-    assert process.stderr.startswith(b"error: --out: its name is not UTF-8")
+    assert process.stderr.startswith(b"error: --out: a name that is not UTF-8")
     assert process.stderr.count(b"\n") == 1
     assert list(tmp_path.iterdir()) == []
