@@ -16,6 +16,7 @@ import json
 import math
 import os
 import random
+import re
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -35,6 +36,8 @@ from .ema import Ema
 
 MOST_HEADER_BYTES = 2**24
 _MOST_STEPS = 10**8
+# Of Adam, Adafactor, the moments in bytes; of batch normalisation.
+_NEVER_NEGATIVE = re.compile(r"optimizer\..*(_sq|_var|\.variance|_scales)|network\..*running_var")
 
 
 @dataclass
@@ -260,8 +263,8 @@ def _check_values(tensors: dict[str, Tensor], step: int) -> None:
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise ValueError(f"{name} has values that are not finite")
-        if "_sq" in name and tensor.is_floating_point() and (tensor < 0).any():
-            raise ValueError(f"{name}, a mean of squares, has negative values")
+        if _NEVER_NEGATIVE.fullmatch(name) and (tensor < 0).any():
+            raise ValueError(f"{name} has negative values, which it cannot have")
         if name.startswith("optimizer.") and name.endswith(".step") and int(tensor) != step:
             raise ValueError(f"{name} is {int(tensor)}, and the training's step {step}")
 

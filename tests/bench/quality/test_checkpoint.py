@@ -132,6 +132,31 @@ def test_tensors_that_were_changed(written, tmp_path, change, said):
     assert said in refused(tmp_path / "changed")
 
 
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        (AdamWInBackward, "weight.exp_avg_scales"), (AdamWInBackward, "weight.root_scales"),
+        (AdamWInBackward, "bias.root_exp_avg_sq"), (torch.optim.Adafactor, "weight.row_var"),
+        (torch.optim.Adafactor, "weight.col_var"), (torch.optim.Adafactor, "bias.variance"),
+    ],
+)  # fmt: skip
+def test_what_is_never_negative_in_other_optimizers(tmp_path, kind, name):
+    """The training went on, and its weights became NaN."""
+    one = checkpoint(tmp_path / "c")
+    one.optimizer = kind(list(one.network.parameters()))
+    one.network(torch.randn(5, 64)).square().sum().backward()
+    one.optimizer.step()
+    one.write(Progress("idm", 0, step=1))
+    assert one.read("idm", 0) is not None
+    with safe_open(one.path, "pt") as file:
+        metadata = file.metadata()
+    tensors = load_file(one.path)
+    tensors[f"optimizer.{name}"].fill_(-1e-9)
+    save_file(tensors, one.path, metadata)
+    with pytest.raises(UserError, match=f"{name} has negative values"):
+        one.read("idm", 0)
+
+
 HUGE = 10**400
 
 
