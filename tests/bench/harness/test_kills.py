@@ -1,7 +1,8 @@
-"""`run` and `quality` as a person types them, killed at random moments until they are through.
+"""`run`, `quality` and `check` as a person types them, killed until they are through.
 
-From the first import over the cache, the trials and checkpoints to the report; the benchmark, its
-worker, or both. BENCH_KILLS=30 kills each command as often, for docs/measurement.md.
+The benchmark, its worker, or both; at random moments from the first import to the report, and
+while the cache, a checkpoint or the report is written. BENCH_KILLS=30 kills each command as often,
+for docs/measurement.md.
 """
 
 import os
@@ -9,6 +10,7 @@ import random
 import signal
 import subprocess
 import sys
+from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 
@@ -26,7 +28,34 @@ COMMANDS = {
     "quality": ["--models", "idm", "idm-lean", "--steps", "24", "--validations", "6", *TINY,
                 "--checkpoint-minutes", "0.005", "--samples", "1", "--sampler-steps", "5"],
 }  # fmt: skip
+WRITTEN = {
+    "run": {"cache": "cache/*.tmp", "report": "out/*/*.md"},
+    "quality": {
+        "cache": "cache/*.tmp", "checkpoint": "out/*/checkpoints/*.part", "report": "out/*/*.md"
+    },
+}  # fmt: skip
+"""What is being written -> the file that tells."""
 TABLE = {"run": ("runs.csv", ["method", "repeat"], 4), "quality": ("trained.csv", ["method"], 2)}
+
+
+def strike(
+    process: subprocess.Popen[str], victim: str, after_s: float, outputs: list[str],
+    survivors: list[int],
+) -> bool:  # fmt: skip
+    """SIGKILL; whether it met anything. Adds to what was printed, and to who lived on."""
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(after_s)
+    children = psutil.Process(process.pid).children() if process.poll() is None else []
+    hit = process.poll() is None if victim != "worker" else bool(children)
+    for child in children if victim != "parent" else []:
+        with suppress(psutil.Error):
+            child.send_signal(signal.SIGKILL)
+    if victim != "worker":
+        process.kill()
+    outputs.append(process.communicate()[0])
+    _, alive = psutil.wait_procs(children, timeout=5)
+    survivors += [child.pid for child in alive]
+    return hit
 
 
 class Killed:
@@ -57,21 +86,20 @@ class Killed:
             cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
 
-    def kill(self, victim: str, after_s: float) -> bool:
-        """Whether there was anything to kill: it may have ended before."""
+    def kill(self, victim: str, after_s: float, written: str | None) -> bool:
+        """Whether there was anything to kill: it may have ended before.
+
+        Args:
+            after_s: of its start, or of the moment when what is `written` is there.
+        """
         process = self.start()
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(after_s)
-        children = psutil.Process(process.pid).children() if process.poll() is None else []
-        hit = process.poll() is None if victim != "worker" else bool(children)
-        for child in children if victim != "parent" else []:
-            with suppress(psutil.Error):
-                child.send_signal(signal.SIGKILL)
-        if victim != "worker":
-            process.kill()
-        self.outputs.append(process.communicate()[0])
-        _, alive = psutil.wait_procs(children, timeout=5)
-        self.survivors += [child.pid for child in alive]
+        while (
+            written
+            and process.poll() is None
+            and not any(self.folder.glob(WRITTEN[self.name][written]))
+        ):
+            pass
+        hit = strike(process, victim, after_s, self.outputs, self.survivors)
         self.through = process.returncode == 0
         self.check()
         return hit
@@ -113,13 +141,40 @@ class Killed:
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_killed_until_it_is_through(tmp_path, name):
-    moments, kills, rounds = random.Random(os.urandom(8)), 0, 0
-    while kills < KILLS:
+    chance, kills, rounds = random.Random(os.urandom(8)), Counter[str](), 0
+    while kills.total() < KILLS:
         (tmp_path / str(rounds)).mkdir()
         command = Killed(name, tmp_path / str(rounds))
-        while kills < KILLS and not command.through:
-            victim = moments.choice(["parent", "worker", "both"])
-            kills += command.kill(victim, moments.uniform(0, 10))
+        while kills.total() < KILLS and not command.through:
+            victim = chance.choice(["parent", "worker", "both"])
+            written = chance.choice([None, None, *WRITTEN[name]])
+            after_s = chance.uniform(0, 10 if written is None else 1 if written == "report" else 0)
+            kills[str(written)] += command.kill(victim, after_s, written)
         command.finish()
         rounds += 1
-    print(f"{name}: {kills} kills in {rounds} runs")
+    print(f"{name}: {dict(kills)} kills in {rounds} runs")
+
+
+def test_check_is_killed_and_repeated():
+    """It writes nothing: a worker that is gone is a line, and nothing lives on."""
+    chance, kills = random.Random(os.urandom(8)), 0
+    outputs: list[str] = []
+    survivors: list[int] = []
+    for _ in range(4 * KILLS):
+        victim = chance.choice(["parent", "worker", "both"])
+        process = subprocess.Popen(
+            [sys.executable, "-m", "bench", "check", "--presets", "equal"],
+            cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+        if hit := strike(process, victim, chance.uniform(0, 8), outputs, survivors):
+            ends = (0, 2) if victim == "worker" else (-signal.SIGKILL,)  # 0: they had done theirs
+            assert process.returncode in ends, outputs[-1]
+            if process.returncode == 2:
+                assert outputs[-1].startswith("error: one of the"), outputs[-1]
+                assert outputs[-1].count("\n") == 1
+        kills += hit
+        if kills == KILLS:
+            break
+    assert survivors == []
+    assert not [text for text in outputs if "Traceback" in text]
+    print(f"check: {kills} kills")
