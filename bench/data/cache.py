@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from ..errors import UserError
-from ..sizes import Shape
+from ..sizes import Shape, show_size
 from .geometry import centred_affine, voxel_size
 from .source import PREPROCESSING, Source
 
@@ -54,7 +54,7 @@ def prepare(
         _write(path, source, identity, progress)
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        need = f" ({len(source) * math.prod(source.shape) * 4 / 2**20:.0f} MiB are needed)"
+        need = f" ({show_size(len(source) * math.prod(source.shape) * 4)} are needed)"
         reason = (error.strerror or str(error)) + (need if full else "")
         raise UserError(
             f"cannot write the cache {path.parent}: {reason}; name another folder with --cache-dir"

@@ -12,6 +12,7 @@ import pytest
 from bench.data import cache as cache_module
 from bench.data import load, open_source, prepare
 from bench.errors import UserError
+from bench.sizes import show_size
 
 
 @pytest.fixture
@@ -162,7 +163,8 @@ def test_a_full_disk_is_one_line_that_says_how_much_is_needed(source, tmp_path, 
         return original(target, *args, **kwargs)
 
     monkeypatch.setattr(Path, "open", open_on_a_full_disk)
-    with pytest.raises(UserError, match=r"No space left.*MiB are needed"):
+    needed = show_size(4 * len(source) * source[0].size)
+    with pytest.raises(UserError, match=rf"No space left.*\({needed} are needed\)"):
         prepare(source, tmp_path)
 
 
