@@ -1,11 +1,14 @@
 """Trials so small that starting Python is most of their time, and a display that can act."""
 
-from collections.abc import Callable, Sequence
+import subprocess
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import psutil
+import pytest
 
 from bench.commands import RunCommand
 from bench.data import open_source, prepare
@@ -119,3 +122,18 @@ def run_trials(
 ) -> None:
     recorders = [WatchedRecorder(run, plan, watcher) for plan in plans]
     run_all(recorders, watcher, timeout, conditions)
+
+
+@contextmanager
+def small_disk_of(kib: int, disk: Path) -> Iterator[Path]:
+    """A disk of its own; only root can mount one, others skip."""
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={kib}k", "tmpfs", str(disk)]
+    try:
+        subprocess.run(mount, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("only root can mount a small disk; a limit on files stands for it elsewhere")
+    try:
+        yield disk
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)

@@ -8,7 +8,6 @@ import os
 import random
 import resource
 import signal
-import subprocess
 import threading
 import time
 from contextlib import suppress
@@ -22,7 +21,16 @@ from bench.presets import Workload
 from bench.records.folder import Run
 from bench.records.rows import Record, Step
 from bench.run.command import _memory_limit as choose_memory_limit
-from tests.bench.trials import FOREVER, Watcher, new_run, run_trials, tiny_plan, volumes, workers
+from tests.bench.trials import (
+    FOREVER,
+    Watcher,
+    new_run,
+    run_trials,
+    small_disk_of,
+    tiny_plan,
+    volumes,
+    workers,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -203,16 +211,8 @@ def test_a_row_that_does_not_fit_leaves_the_others(tmp_path):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A disk of 160 KiB of its own."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=160k", "tmpfs", str(disk)]
-    try:
-        subprocess.run(mount, check=True, capture_output=True)
-    except (OSError, subprocess.CalledProcessError):
-        pytest.skip("only root can mount a small disk; test_a_row_that_does_not_fit stands for it")
-    yield disk
-    subprocess.run(["umount", "-l", str(disk)], check=True)
+    with small_disk_of(160, tmp_path / "disk") as disk:
+        yield disk
 
 
 def test_a_disk_that_fills_up_in_the_window(tmp_path, small_disk):
