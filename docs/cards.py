@@ -13,6 +13,7 @@ import pandas as pd
 
 from bench.methods import METHODS
 from bench.predict import Prediction, predict_method
+from bench.predict.attention import of_capability
 from bench.presets import Overrides
 from bench.records.files import read_table
 from bench.records.rows import Validated
@@ -31,12 +32,12 @@ def read_cards() -> dict[str, pd.DataFrame]:
     return {path.stem: read_table(path, Validated) for path in sorted(CARDS.glob("*.csv"))}
 
 
-FORMER = {"nvidia-h200-2.11.0-cu130": ("idm", "idm-lean", "idm-stored")}
-"""Methods whose network has changed since a card measured it."""
+FORMER = {"nvidia-h200-2.11.0-cu130": ("unet+offload",)}
+"""Methods that have changed since a card measured them."""
 
 
 def of_today() -> list[pd.Series]:
-    """The rows whose networks are what they were when they were measured."""
+    """The rows whose methods are what they were when they were measured."""
     return [
         row
         for name, table in read_cards().items()
@@ -52,15 +53,23 @@ CUBLAS = 2 * 2**25
 def predict_row(row: pd.Series) -> Prediction:
     """Today's prediction of what a row has measured, in the widths that it had."""
     widths = tuple(map(int, row["channels"].split()))
-    return _predict(
-        row["method"], row["preset"], Overrides(precision=row["precision"], channels=widths)
-    )
+    overrides = Overrides(precision=row["precision"], channels=widths)
+    major, minor = map(int, row["capability"].split("."))
+    return _predict(row["method"], row["preset"], overrides, (major, minor))
 
 
 @cache
-def _predict(name: str, preset: str, overrides: Overrides) -> Prediction:
+def _predict(
+    name: str, preset: str, overrides: Overrides, capability: tuple[int, int]
+) -> Prediction:
     method = METHODS[name]
-    return predict_method(method, method.workload(preset, overrides), count_forward=False)
+    with of_capability(capability):
+        return predict_method(method, method.workload(preset, overrides), count_forward=False)
+
+
+def arithmetic(row: pd.Series) -> str:
+    """fp32, TF32, bf16 or fp16."""
+    return "TF32" if row["tf32"] == "True" else str(row["precision"])
 
 
 def expected_grid(name: str, table: pd.DataFrame) -> Grid:
@@ -68,7 +77,7 @@ def expected_grid(name: str, table: pd.DataFrame) -> Grid:
     rows = []
     for _, row in table[~table["method"].isin(FORMER.get(name, ()))].iterrows():
         pool = predict_row(row).cuda_pool_with_workspaces
-        cells = [Cell(f"{row['method']}, {row['preset']}")]
+        cells = [Cell(f"{row['method']}, {row['preset']}, {arithmetic(row)}")]
         for kind, counted in (("allocated", pool.peak_allocated), ("reserved", pool.reserved)):
             measured = row[f"measured_{kind}_bytes"]
             off = f"{100 * (measured / (counted + CUBLAS) - 1):+.2f} %"
@@ -94,11 +103,12 @@ def tables() -> str:
             "",
             markdown(expected_grid(name, table)),
         ]
-        for (preset, precision, tf32), rows in table.groupby(
-            ["preset", "precision", "tf32"], sort=False
-        ):
+        cost = CARDS / name / "table2.md"
+        if cost.exists():
+            lines += ["### What training costs there", "", _first_table(cost)]
+        for (preset, *_), rows in table.groupby(["preset", "precision", "tf32"], sort=False):
             lines += [
-                f"### {preset}, {precision}{', TF32' if tf32 == 'True' else ''}",
+                f"### {preset}, {arithmetic(rows.iloc[0])}",
                 "",
                 verdict(rows),
                 "",
@@ -106,6 +116,12 @@ def tables() -> str:
                 markdown(beside_grid(rows)),
             ]
     return "\n".join(lines)
+
+
+def _first_table(path: Path) -> str:
+    """With its title, and without the notes below it."""
+    text = path.read_text(encoding="utf-8")
+    return text.partition("\n- ")[0]
 
 
 def page(text: str) -> str:

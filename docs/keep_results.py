@@ -53,7 +53,8 @@ def unneeded(folder: Path, place: str) -> Iterator[Path]:
 def main() -> None:
     for argument in sys.argv[1:]:
         folder = Path(argument)
-        for path in unneeded(folder, f"results/{folder.name}"):
+        _, _, place = folder.resolve().as_posix().rpartition("/results/")
+        for path in unneeded(folder, f"results/{place}"):
             path.unlink()
         for path in sorted(folder.rglob("*/"), reverse=True):
             if path.is_dir() and not any(path.iterdir()):

@@ -2,12 +2,14 @@
 
 Each saved tensor of at least `offload_bytes` (`--offload-bytes`) is copied to pinned memory in the
 forward pass and back in the backward pass (Rhu et al. 2016, arXiv:1602.08124). On CUDA the copies
-run on a stream of their own, beside the computation. A tensor that several operators save is
-copied once; weights, which stay on the card anyway, are not.
+to the host run on a stream of their own, beside the computation, which waits for each before the
+next begins: so that one tensor at most, already done with, is still on the card. (Leaving that to
+the allocator, by `record_stream`, was measured on a card: the program runs ahead of the copies and
+finds none of their memory free.) A tensor that several operators save is copied once; weights,
+which stay on the card anyway, are not.
 """
 
 import weakref
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -35,6 +37,12 @@ class Offload(torch.autograd.graph.saved_tensors_hooks):
         self.least, self.device = least, device
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self.copies: weakref.WeakValueDictionary[Any, Tensor] = weakref.WeakValueDictionary()
+        self.leaving: tuple[torch.UntypedStorage, torch.cuda.Event | None] | None = None
+        """What is being copied, and when that is done."""
+
+    def __exit__(self, *args: object) -> None:
+        super().__exit__(*args)
+        self._settle()
 
     def _pack(self, tensor: Tensor) -> tuple[Tensor, bool]:
         here = tensor.device.type == self.device.type != "cpu"
@@ -54,28 +62,31 @@ class Offload(torch.autograd.graph.saved_tensors_hooks):
         tensor, moved = packed
         if not moved:
             return tensor
-        with self._beside():
-            back = tensor.to(self.device, non_blocking=True)
-        if self.stream is not None:
-            here = torch.cuda.current_stream(self.device)
-            here.wait_stream(self.stream)
-            back.record_stream(here)
-        return back
+        self._settle()
+        return tensor.to(self.device, non_blocking=True)
 
     def _to_host(self, tensor: Tensor) -> Tensor:
+        self._settle()
         copy = torch.empty_strided(
             tensor.size(), tensor.stride(), dtype=tensor.dtype, device="cpu",
             pin_memory=self.stream is not None,
         )  # fmt: skip
-        with self._beside():
-            copy.copy_(tensor, non_blocking=True)
-        if self.stream is not None:
-            tensor.record_stream(self.stream)  # its memory is free when the copy is made
+        done = None
+        if self.stream is None:
+            copy.copy_(tensor)
+        else:
+            self.stream.wait_stream(torch.cuda.current_stream(self.device))
+            with torch.cuda.stream(self.stream):
+                copy.copy_(tensor, non_blocking=True)
+            done = self.stream.record_event()
+        self.leaving = tensor.untyped_storage(), done
         return copy
 
-    def _beside(self) -> AbstractContextManager[Any]:
-        """The stream of the copies, which begins where the computation stands."""
-        if self.stream is None:
-            return nullcontext()
-        self.stream.wait_stream(torch.cuda.current_stream(self.device))
-        return torch.cuda.stream(self.stream)
+    def _settle(self) -> None:
+        """What is computed from here on may have the memory of what was leaving."""
+        if self.leaving is None:
+            return
+        _, done = self.leaving
+        if done is not None:
+            torch.cuda.current_stream(self.device).wait_event(done)
+        self.leaving = None

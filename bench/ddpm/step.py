@@ -77,6 +77,8 @@ class TrainingStep:
         self.adds_l2_itself = hasattr(self.optimizer, "lambda_l2")
         # But for fp16 it hands on everything as it is.
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=work.precision == "fp16")
+        if self.scaler.is_enabled():  # makes its tensors, which it would else do in the first step
+            self.scaler.scale(torch.zeros((), device=self.device))
         self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
             self.optimizer, T_max=self.training.anneal_steps
         )
@@ -101,6 +103,10 @@ class TrainingStep:
         self.scaler.update()
         self.schedule.step()
         return loss + self.training.lambda_l2 * weight_norm
+
+    def held(self, batch: Batch) -> list[Any]:
+        """What has tensors before a step, beside the network and the optimizer."""
+        return [batch, *vars(self.scaler).values()]
 
     def cut(self, volumes: Tensor, labels: Tensor | None = None) -> Batch:
         """What of whole volumes, on the host, the step trains on: it alone goes to the device."""

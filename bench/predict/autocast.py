@@ -127,7 +127,11 @@ def _refuse_binary_cross_entropy(*args: Any, **kwargs: Any) -> Tensor:
 def _with_casts(operator: Any, cast: Callable[[Tensor], Tensor]) -> Callable[..., Any]:
     def kernel(*args: Any, **kwargs: Any) -> Any:
         with torch._C._ExcludeDispatchKeyGuard(_WITHOUT_AUTOCAST):
-            return operator(*_mapped(args, cast), **_mapped(kwargs, cast))
+            # The last argument first: in C++ these are arguments of one call, which GCC evaluates
+            # in this order. A card was seen to cast bias, weight, input.
+            named = {key: _mapped(kwargs[key], cast) for key in reversed(kwargs)}
+            positional = [_mapped(each, cast) for each in reversed(args)]
+            return operator(*reversed(positional), **named)
 
     return kernel
 

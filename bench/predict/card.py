@@ -116,7 +116,7 @@ def _replacements(note: Callable[[str], None]) -> Iterator[tuple[Any, str, Any]]
     yield torch.cuda, "device_count", lambda: 1
     yield torch.cuda, "current_device", lambda: 0
     yield torch.cuda, "is_bf16_supported", lambda *_, **__: True
-    yield torch.cuda, "get_device_capability", lambda *_: (8, 0)  # as in `attention`
+    yield torch.cuda, "get_device_capability", lambda *_: attention.CAPABILITY.get()
     yield torch.cuda, "synchronize", lambda *_: None
     # Optimizers ask; a CUDA build without a driver cannot answer.
     yield torch.cuda, "is_current_stream_capturing", lambda: False

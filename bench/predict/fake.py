@@ -146,6 +146,8 @@ class FaithfulFakeMode(FakeTensorMode):
         out: Any = self.dispatch(func, types, args, kwargs)
         if func is attention.EFFICIENT:
             out = attention.with_seeds_on_the_host(out)
+        if func is attention.CUDNN:
+            out = attention.with_what_cudnn_keeps(out, is_differentiated=args[4])
         if func in _NORMS and args[0].device.type == "cpu":
             out = _with_statistics_of(args[_NORMS[func]], out)
         if func is _GROUP_NORM_BACKWARD and out[0] is not None:

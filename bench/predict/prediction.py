@@ -282,7 +282,7 @@ def predict_method(
             network,
             step.optimizer,
             where,
-            [*tensors_in(batch), *cluster.buckets()],
+            [*tensors_in(step.held(batch)), *cluster.buckets()],
             gathered(network),
         )
         cost = _watched(step, batch, probe)

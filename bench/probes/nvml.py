@@ -177,6 +177,14 @@ class Card:
         name = self._read("name", lambda nvml, card: nvml.nvmlDeviceGetName(card))
         return None if name is None else _text(name)
 
+    def capability(self) -> tuple[int, int] | None:
+        """CUDA's compute capability, such as (9, 0) for Hopper."""
+        found = self._read(
+            "compute capability",
+            lambda nvml, card: nvml.nvmlDeviceGetCudaComputeCapability(card),
+        )
+        return None if found is None else (int(found[0]), int(found[1]))
+
     def memory_bytes(self) -> int | None:
         """All memory of the board; CUDA gives out a little less."""
         info = self._read("memory", lambda nvml, card: nvml.nvmlDeviceGetMemoryInfo(card))

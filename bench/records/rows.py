@@ -658,6 +658,8 @@ class Validated(Measurement, Work, Ending):
     cuda: str | None = None
     cudnn: int | None = None
     driver: str | None = None
+    capability: str | None = None
+    """Compute capability of the card, such as 9.0, by which it was predicted."""
     alloc_conf: str | None = None
     """PYTORCH_ALLOC_CONF."""
     tf32: bool | None = None

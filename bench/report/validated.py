@@ -134,11 +134,12 @@ def draw_cooling(readings: pd.DataFrame) -> Picture:
         axes.plot(rows["elapsed_s"], rows[column], color=COLOURS[0])
         axes.set_ylabel(label)
         axes.set_ylim(bottom=0 if column == "power_w" else None)
-    starts = rows.groupby("stage", sort=False)["elapsed_s"].min()
-    for stage, start in starts.items():
+    spans = rows.groupby("stage", sort=False)["elapsed_s"].agg(["min", "max"])
+    least = 0.1 * (rows["elapsed_s"].max() - rows["elapsed_s"].min())
+    for stage, (start, end) in spans.iterrows():
         for axes in panels:
             axes.axvline(start, color=INK, linewidth=0.6, linestyle=(0, (4, 2)))
-        if stage != "start":
+        if end - start > least:  # there is room for its name
             panels[0].annotate(
                 short_name(str(stage)), (start, 1), xycoords=("data", "axes fraction"),
                 xytext=(2, 2), textcoords="offset points", fontsize=7,

@@ -81,7 +81,7 @@ def measure_step(step: TrainingStep, batch: Batch, probes: tuple[str, ...], even
     # The step begins with this anyway; done before, because the allocator's log does not show the
     # release of what was there when it was opened.
     step.optimizer.zero_grad(set_to_none=True)
-    cost = StepProbe(step.network, step.optimizer, step.device, tensors_in(batch))
+    cost = StepProbe(step.network, step.optimizer, step.device, tensors_in(step.held(batch)))
     watching: list[Probe] = [cost] if {"memory", "flops"} & set(probes) else []
     if "memory" in probes and step.device.type == "cpu":
         watching.append(AllocatorProbe(cost.live_bytes))

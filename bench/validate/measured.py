@@ -81,7 +81,7 @@ def follow_step(
 
     Returns that log, from the first tensor of the process on; it ends here.
     """
-    watched = step.network, step.optimizer, step.device, tensors_in(batch)
+    watched = step.network, step.optimizer, step.device, tensors_in(step.held(batch))
     probe = LoggedProbe(log, *watched) if log is not None else StepProbe(*watched)
     probe.start()
     live, allocated = probe.live_bytes(), _allocated(step.device)

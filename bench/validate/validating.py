@@ -21,6 +21,7 @@ from ..harness.process import refuse_without_posix
 from ..harness.runner import Recorder, run_all
 from ..methods import METHODS, preset_changes
 from ..predict.alloc_conf import alloc_conf_text, parse_alloc_conf
+from ..predict.attention import CAPABILITY, of_capability
 from ..predict.parallel import in_processes
 from ..predict.prediction import predict_method
 from ..probes.nvml import Card, CardUnavailable
@@ -50,6 +51,7 @@ class Predicted:
     allocated: int | None
     reserved: int | None
     flops: int
+    capability: tuple[int, int] | None
     events: list[Event]
 
     def columns(self) -> dict[str, Any]:
@@ -59,6 +61,7 @@ class Predicted:
             "predicted_reserved_bytes": self.reserved,
             "predicted_flops_step": self.flops,
             "predicted_changes": len(self.events),
+            "capability": self.capability and ".".join(map(str, self.capability)),
         }
 
 
@@ -174,8 +177,9 @@ def card_to_cool(command: ValidateCommand, device: str) -> Card | None:
 def predict_plan(plan: DevicePlan) -> Predicted:
     """The same step on fake tensors."""
     kind: Any = torch.device(plan.device).type
-    method = METHODS[plan.method]
-    found = predict_method(method, plan.work, plan.training, device=kind, count_forward=False)
+    method, capability = METHODS[plan.method], _capability(plan.device)
+    with of_capability(capability or CAPABILITY.get()):
+        found = predict_method(method, plan.work, plan.training, device=kind, count_forward=False)
     conf = parse_alloc_conf(alloc_conf_text(None))
     pool = found.cuda_pool_with(conf) if plan.device != "cpu" else None
     return Predicted(
@@ -183,8 +187,19 @@ def predict_plan(plan: DevicePlan) -> Predicted:
         allocated=pool.peak_allocated if pool is not None else None,
         reserved=pool.reserved if pool is not None else None,
         flops=found.flops_step,
+        capability=capability,
         events=events_of_step(found.changes),
     )
+
+
+def _capability(device: str) -> tuple[int, int] | None:
+    """None for a CPU, and where NVML does not tell; PyTorch might take a context to tell it."""
+    if not device.startswith("cuda"):
+        return None
+    try:
+        return Card.open(torch.device(device).index or 0).capability()
+    except CardUnavailable:
+        return None
 
 
 def send(rows: Sequence[Validated], folder: Path) -> Path:

@@ -17,6 +17,7 @@ from torch import nn
 
 from bench.methods import METHODS
 from bench.predict import autocast, predict
+from bench.predict.attention import of_capability
 from bench.predict.card import on_card
 from bench.predict.fake import FaithfulFakeMode, faking
 from bench.probes.memory import Part
@@ -173,6 +174,49 @@ def test_flash_attention_keeps_a_number_a_row(card):
     name, nbytes = kept(card, B, H, N, C, dtype=torch.bfloat16)
     assert name == "ScaledDotProductFlashAttentionBackward0"
     assert nbytes == 4 * B * H * N * C * 2 + B * H * N * 4 + (2 + 1) * 8
+
+
+def test_a_hopper_card_takes_cudnns_attention_in_16_bits(card):
+    with of_capability((9, 0)):
+        name, nbytes = kept(card, B, H, N, C, dtype=torch.bfloat16)
+        assert kept(card, B, H, N, C, dtype=torch.float32)[0] == (
+            "ScaledDotProductEfficientAttentionBackward0"
+        )
+        assert torch.cuda.get_device_capability() == (9, 0)
+    assert name == "ScaledDotProductCudnnAttentionBackward0"
+    assert nbytes == 4 * B * H * N * C * 2 + B * H * N * 4 + 2 * 8
+
+
+class Attention(nn.Linear):
+    def forward(self, x):
+        x = super().forward(x)
+        return F.scaled_dot_product_attention(x, x, x)
+
+
+def made_in_bf16(operator):
+    """Bytes that `operator` allocates in a forward pass without gradients, one by one."""
+
+    def draw(network, x):
+        with torch.autocast("cuda", torch.bfloat16):
+            return network(x)
+
+    drawn = predict(Attention(C, C), torch.empty(B, H, N, C), loss=draw)
+    return [
+        change.nbytes
+        for change in drawn.changes
+        if change.nbytes > 0 and change.storage.operator == f"aten.{operator}.default"
+    ]
+
+
+def test_cudnns_attention_makes_logarithms_of_sums_for_a_backward_pass_only():
+    with of_capability((9, 0)):
+        made = made_in_bf16("_scaled_dot_product_cudnn_attention")
+    assert made == [B * H * N * C * 2, 8, 8]
+
+
+def test_autocast_casts_the_last_argument_first():
+    """Bias, weight, input, as a card was seen to (results/cards)."""
+    assert made_in_bf16("_to_copy") == [2 * C, 2 * C * C, 2 * B * H * N * C]
 
 
 def test_flash_attention_pads_heads_to_eight_channels(card):
