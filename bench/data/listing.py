@@ -16,8 +16,8 @@ from ..errors import UserError, check_name
 SUFFIXES = (".nii.gz", ".nii")
 LARGEST_LIST = 1 << 26  # bytes of a manifest or a dataset.json
 NOT_SUCH_A_LIST = (
-    *(KeyError, TypeError, ValueError, AttributeError, StopIteration, RecursionError),
-)
+    KeyError, TypeError, ValueError, AttributeError, StopIteration, RecursionError, OverflowError,
+)  # fmt: skip
 _WILDCARD = re.compile(r"(\*\*/|\*|\?)")
 _AS_REGEX = {"**/": r"(?:[^/]+/)*", "*": r"([^/]*)", "?": r"([^/])"}
 
@@ -220,12 +220,15 @@ def _from_csv(path: Path) -> Listing:
 
 
 def _from_json(path: Path) -> Listing:
-    """As the Medical Segmentation Decathlon and MONAI write it: `training`, `modality`, `labels`.
+    """As the Medical Segmentation Decathlon and MONAI write it, or nnU-Net (`_from_nnunet`).
 
-    Columns: the names of the modalities, or `image`; the other keys of a case, such as `label`.
+    Its keys are `training`, `modality`, `labels`. Columns: the names of the modalities, or `image`;
+    the other keys of a case, such as `label`.
     """
     try:
         content = json.loads(_text(path))
+        if "training" not in content and "channel_names" in content:
+            return _from_nnunet(path, content)
         cases = [*content["training"], *content.get("validation", [])]
         names = content.get("modality") or content.get("channel_names") or {}
         modalities = [str(names[key]) for key in sorted(names, key=int)]
@@ -243,18 +246,51 @@ def _from_json(path: Path) -> Listing:
         if labels and all(str(key).isdigit() for key in labels):
             listing.labels["label"] = {int(key): str(name) for key, name in labels.items()}
         return listing
-    except (
-        KeyError,
-        TypeError,
-        ValueError,
-        AttributeError,
-        StopIteration,
-        RecursionError,
-    ) as error:
+    except NOT_SUCH_A_LIST as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(
-            f"{path}: not a dataset.json as MONAI and the Decathlon write it ({reason:.80})"
+            f"{path}: not a dataset.json as MONAI, the Decathlon and nnU-Net write it "
+            f"({reason:.80})"
         ) from None
+
+
+def _from_nnunet(path: Path, content: Mapping[str, Any]) -> Listing:
+    """nnU-Net's folder: `imagesTr/CASE_0000.nii.gz` for each channel, `labelsTr/CASE.nii.gz`.
+
+    Columns: the names of the channels, and `label`. Its file names no case, but their number.
+    """
+    ending, folder = content["file_ending"], path.parent / "imagesTr"
+    if ending not in SUFFIXES:
+        raise UserError(f"{path}: file_ending is {ending!r:.20}; only {' and '.join(SUFFIXES)}")
+    channels = {f"{int(key):04d}": str(name) for key, name in content["channel_names"].items()}
+    columns = [*channels.values(), "label"]
+    for name in columns:
+        if columns.count(name) > 1:
+            glob = f"{name}=imagesTr/*_0000{ending}"
+            raise UserError(f"{path}: {name} names two columns; give a glob, --modality {glob}")
+    rows: Rows = {}
+    for file in sorted(folder.glob(f"[!.]*_????{ending}")):
+        case, _, number = file.name.removesuffix(ending).rpartition("_")
+        if number in channels:
+            rows.setdefault(case, {})[channels[number]] = Scan(file)
+    if not rows:
+        raise UserError(f"{folder}: no file such as CASE_{min(channels)}{ending}")
+    if len(rows) != content["numTraining"]:
+        raise UserError(
+            f"{folder}: has {len(rows)} cases, numTraining in {path.name} is "
+            f"{content['numTraining']!r:.20}; correct one of them"
+        )
+    for case, row in rows.items():
+        mask = path.parent / "labelsTr" / f"{case}{ending}"
+        if os.path.lexists(mask):  # a link to nothing is said, when it is read
+            row["label"] = Scan(mask)
+    names: dict[int, str] = {}
+    for name, values in content["labels"].items():
+        if isinstance(values, list):  # a region, of labels that have no names
+            names |= {int(value): str(value) for value in values}
+        else:
+            names[int(values)] = name
+    return Listing(rows, {"label": names} if any(names) else {})
 
 
 def _scans_of(path: Path, key: str, value: Any, modalities: Sequence[str]) -> dict[str, Scan]:

@@ -206,6 +206,65 @@ def test_a_dataset_json_of_monai(flat):
     assert np.array_equal(source[2], opened(flat, T2, condition=(SEG,))[2])
 
 
+NNUNET = {
+    "channel_names": {"0": "T2w", "1": "T1w"},
+    "labels": {"background": 0, "grey": 1, "white": 2},
+    "numTraining": 3,
+    "file_ending": ".nii.gz",
+}
+
+
+@pytest.fixture
+def of_nnunet(flat) -> Path:
+    """The same subjects in nnU-Net's folders; its dataset.json lists no case."""
+    for folder in ("imagesTr", "labelsTr"):
+        (flat / folder).mkdir()
+    for name, place in (("T2w", "imagesTr/{}_0000"), ("T1w", "imagesTr/{}_0001"),
+                        ("seg", "labelsTr/{}")):  # fmt: skip
+        for file in flat.glob(f"*_{name}.nii.gz"):
+            file.rename(flat / f"{place.format(file.name.partition('_')[0])}.nii.gz")
+    (flat / "dataset.json").write_text(json.dumps(NNUNET))
+    return flat
+
+
+def test_a_dataset_json_of_nnunet(of_nnunet):
+    source = opened(of_nnunet, "T1w", "T2w", condition=("label",))
+    assert source.subjects == ["sub-01", "sub-02", "sub-03"]
+    assert source.condition == ("label:grey", "label:white")
+    t1, t2, grey, white = source[0]
+    assert t1[white == 1].mean() > t1[grey == 1].mean()
+    assert t2[white == 1].mean() < t2[grey == 1].mean()
+
+    # Regions, as of BraTS: the labels themselves are what the network is given.
+    regions = {"background": 0, "tissue": [1, 2], "white": [2]}
+    (of_nnunet / "dataset.json").write_text(json.dumps({**NNUNET, "labels": regions}))
+    again = opened(of_nnunet / "dataset.json", "T1w", condition=("label",))
+    assert again.condition == ("label:1", "label:2")
+    assert np.array_equal(again[0], source[0][[0, 2, 3]])
+
+    (of_nnunet / "imagesTr" / "sub-02_0000.nii.gz").unlink()
+    (of_nnunet / "labelsTr" / "sub-03.nii.gz").unlink()
+    source = opened(of_nnunet, "T2w", condition=("label",))
+    assert source.left_out == {"lacks T2w": ["sub-02"], "lacks label": ["sub-03"]}
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"file_ending": ".nrrd"}, "file_ending is '.nrrd'; only .nii.gz and .nii"),
+        ({"file_ending": ".nii"}, "no file such as CASE_0000.nii"),
+        ({"numTraining": 4}, "has 3 cases, numTraining in dataset.json is 4; correct one of them"),
+        ({"channel_names": {"0": "MR", "1": "MR"}}, "--modality MR=imagesTr/*_0000.nii.gz"),
+        ({"labels": {"0": "background"}}, "not a dataset.json as MONAI"),
+        ({"labels": {"grey": float("inf")}}, "not a dataset.json as MONAI"),
+        ({}, "subjects with flair: 0; what is there: T1w, T2w, label"),
+    ],
+)
+def test_a_dataset_json_of_nnunet_that_does_not_fit_its_folder(of_nnunet, changed, said):
+    (of_nnunet / "dataset.json").write_text(json.dumps(NNUNET | changed))
+    assert said in refusal(of_nnunet, "flair")
+
+
 def test_visits_of_a_person_are_in_one_part():
     assert patient("sub-01_ses-2") == patient("sub-01/ses-1") == "sub-01"
     assert patient("BraTS-GLI-00012-001") == "BraTS-GLI-00012"
