@@ -6,11 +6,13 @@ The text of a cell comes from files that anybody may have written, so each rende
 import html
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
+from rich.console import Console, ConsoleOptions, JustifyMethod, RenderableType, RenderResult
+from rich.measure import Measurement
 from rich.table import Table as RichTable
 from rich.text import Text
 
@@ -100,16 +102,45 @@ def latex(grid: Grid) -> str:
     return "\n".join(lines) + "\n"
 
 
-def for_terminal(grid: Grid) -> RichTable:
-    header, *rows = _texts(grid)
-    notes = Text("\n".join(one_line(note) for note in grid.notes))
-    table = RichTable(title=Text(one_line(grid.caption)), caption=notes, caption_justify="left")
-    for index, name in enumerate(header):
-        justify = "right" if index and grid.numeric else "left"
-        table.add_column(Text(one_line(name)), justify=justify, no_wrap=not index)  # type: ignore[arg-type]
-    for row in rows:
-        table.add_row(*(Text(one_line(cell)) for cell in row))  # no markup: names are foreign
-    return table
+def for_terminal(grid: Grid) -> RenderableType:
+    """What rich prints of a grid: whole words of all of it, in a terminal of any width."""
+    return _Fitted(grid)
+
+
+@dataclass(frozen=True)
+class _Fitted:
+    """A table; where it is too wide, several below each other, each with the first column."""
+
+    grid: Grid
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        endless = options.update(max_width=10_000)  # a measurement is cut to the width
+        parts: list[list[int]] = [[]]
+        for column in range(1, len(self.grid.header)):
+            wider = self._table([*parts[-1], column])
+            if parts[-1] and Measurement.get(console, endless, wider).minimum > options.max_width:
+                parts.append([])
+            parts[-1].append(column)
+        for columns in parts:
+            table = self._table(columns)
+            if columns is parts[0]:
+                table.title = Text(one_line(self.grid.caption))
+            if columns is parts[-1]:
+                table.caption = Text("\n".join(map(one_line, self.grid.notes)))
+            yield table
+
+    def _table(self, columns: Sequence[int]) -> RichTable:
+        """The first column and these."""
+        shown = [0, *columns]
+        header, *rows = ([one_line(row[index]) for index in shown] for row in _texts(self.grid))
+        table = RichTable(caption_justify="left")
+        for index, name in enumerate(header):
+            justify: JustifyMethod = "right" if index and self.grid.numeric else "left"
+            # Words stay whole, but for one that is wider than the terminal itself.
+            table.add_column(Text(name), justify=justify, no_wrap=not index, overflow="fold")
+        for row in rows:
+            table.add_row(*map(Text, row))  # no markup: names are foreign
+        return table
 
 
 def _texts(grid: Grid) -> list[list[str]]:

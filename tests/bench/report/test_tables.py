@@ -4,12 +4,14 @@
 the diff before you commit it.
 """
 
+import io
 import os
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
-from bench.report.grid import Cell, Grid, latex, markdown
+from bench.report.grid import Cell, Grid, for_terminal, latex, markdown
 from bench.report.published import costs
 from bench.report.tables import CostTable, table2_grid
 from bench.report.write import write_reports
@@ -117,3 +119,20 @@ def test_no_text_of_a_file_can_break_a_table():
 
 def test_methods_keep_the_order_in_which_they_ran(paper_run):
     assert list(dict.fromkeys(CostTable(paper_run.records()).frame()["method"])) == list(METHODS)
+
+
+@pytest.mark.parametrize("width", [40, 80, 120])
+def test_a_terminal_of_any_width_shows_whole_words_of_all_columns(width):
+    names = tuple(f"measurement{number:02}" for number in range(12))
+    row = tuple(Cell(f"{number:09}") for number in range(12))
+    grid = Grid(
+        "Table", "A caption", ("method", *names), ((Cell("unet+checkpoint"), *row),), ("A note",)
+    )
+    console = Console(width=width, record=True, file=io.StringIO())
+    console.print(for_terminal(grid))
+    text = console.export_text()
+    assert max(map(len, text.splitlines())) <= width
+    assert [text.count(each) for each in (*names, *(cell.text for cell in row))] == [1] * 24
+    assert text.count("A caption") == text.count("A note") == 1
+    assert text.count("unet+checkpoint") == text.count("method")
+    assert (text.count("method") == 1) == (width > 12 * 15)
