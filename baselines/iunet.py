@@ -4,9 +4,9 @@ Etmann et al., "iUNets: Fully Invertible U-Nets with Learnable Up- and Downsampl
 arXiv:2005.05220; the packages `iunets` and `memcnn` (van de Leemput et al. 2019) as they are. Each
 module keeps its output only; the backward pass inverts it, and computes it again with gradients.
 
-Their network takes no diffusion step. Here t enters once, added to what the first convolution
-gives, since each of their modules takes one tensor. It is trained in float32: MemCNN casts what
-comes in.
+Their network takes no diffusion step. Here t, and a class label, enter once, added to what the
+first convolution gives, since each of their modules takes one tensor. It is trained in float32:
+MemCNN casts what comes in.
 """
 
 import warnings
@@ -38,16 +38,19 @@ def build(
     **_: Any,
 ) -> "IUNet":
     """The network, with `couplings` of two convolutions each a level and branch."""
-    if num_class_embeds:
-        raise ValueError("iUNets take no class labels")
-    return IUNet(in_channels, channels, couplings, out_channels or in_channels)
+    return IUNet(in_channels, channels, couplings, out_channels or in_channels, num_class_embeds)
 
 
 class IUNet(nn.Module):
     """Their U-Net between a convolution to its channels and one back."""
 
     def __init__(
-        self, in_channels: int, channels: tuple[int, ...], couplings: int, out_channels: int
+        self,
+        in_channels: int,
+        channels: tuple[int, ...],
+        couplings: int,
+        out_channels: int,
+        num_class_embeds: int | None = None,
     ) -> None:
         with warnings.catch_warnings(action="ignore"):
             import iunets
@@ -60,6 +63,7 @@ class IUNet(nn.Module):
         self.time_embedding = nn.Sequential(
             nn.Linear(width, 4 * width), nn.SiLU(), nn.Linear(4 * width, width)
         )
+        self.classes = nn.Embedding(num_class_embeds, width) if num_class_embeds else None
         self.lift = nn.Conv3d(in_channels, width, 3, padding=1)
         self.body = iunets.iUNet(
             in_channels=width, architecture=(couplings,) * len(channels), dim=3, verbose=0,
@@ -73,11 +77,13 @@ class IUNet(nn.Module):
         ]
         self.project = nn.Conv3d(width, out_channels, 3, padding=1)
 
-    def forward(self, x: Tensor, timesteps: Tensor) -> Tensor:
-        """(B, in_channels, D, H, W) and t, (B,) int64, to ε, (B, out_channels, D, H, W)."""
+    def forward(self, x: Tensor, timesteps: Tensor, class_labels: Tensor | None = None) -> Tensor:
+        """(B, in_channels, D, H, W), t and labels (B,) int64, to ε, (B, out_channels, D, H, W)."""
         for module in self.inverted:  # fvcore cannot trace MemCNN's function
             module.disable = torch.jit.is_tracing()
         seen = sinusoidal_embedding(timesteps, self.embedding_channels).to(x.dtype)
         time = self.time_embedding(seen)
+        if self.classes is not None:
+            time = time + self.classes(class_labels)
         # A tensor that nobody else has: its memory is given up.
         return self.project(self.body(self.lift(x) + time[:, :, None, None, None]))

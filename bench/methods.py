@@ -27,9 +27,10 @@ from importlib.util import find_spec
 from types import MappingProxyType
 from typing import Any
 
+import torch
 from torch import nn
 
-from .ddpm.step import Training
+from .ddpm.step import Training, random_batch
 from .ddpm.technique import Kind, Technique, conflict, optimizer_of, worst_kind
 from .errors import UserError, last_line
 from .presets import PRESETS, Overrides, Workload, workload
@@ -108,11 +109,18 @@ class Method:
             )
         typed = overrides is not None and overrides.channels is not None
         if typed or self.name not in METHODS.names or work.is_conditional:
-            shapeless = replace(work, volume=Shape(1), patch=Shape(1), batch_size=1)
-            if why := _refusal(self.name, shapeless):
-                widths = f" with --channels {' '.join(map(str, work.channels))}" if typed else ""
-                raise UserError(f"--models {self.name}{widths}: {why}")
+            self.check(replace(work, volume=Shape(1), patch=Shape(1)), typed)
         return work
+
+    def check(self, work: Workload, typed: bool = False) -> None:
+        """UserError where the network cannot have these widths, techniques, or a condition.
+
+        Args:
+            typed: whether the widths are of --channels.
+        """
+        if why := _refusal(self.name, replace(work, volume=work.patch, batch_size=1)):
+            widths = f" with --channels {' '.join(map(str, work.channels))}" if typed else ""
+            raise UserError(f"--models {self.name}{widths}: {why}")
 
     def build(self, work: Workload) -> nn.Module:
         """The network for `work`, on the default device, in training mode."""
@@ -303,7 +311,8 @@ def _import(name: str, module: str) -> Any:
 def _refusal(name: str, work: Workload) -> str | None:
     """Why this network cannot have these widths, techniques, or a condition; None where it can.
 
-    It is built, on fake tensors; what fails because of these is no answer.
+    It is built, on fake tensors; one of others is shown its condition, unless that has one voxel.
+    What fails because of these tensors is no answer.
     """
     from torch._subclasses import FakeTensorMode
 
@@ -311,10 +320,16 @@ def _refusal(name: str, work: Workload) -> str | None:
     if method is None:  # made in Python, and not found by a name
         return None
     try:
-        with FakeTensorMode():
-            method.build(work)
+        with FakeTensorMode(), torch.no_grad():
+            network = method.build(work)
+            if work.is_conditional and not method.halves and not work.patch <= 1:
+                volumes, labels = random_batch(work)
+                given = {} if labels is None else {"class_labels": labels}
+                found = network(volumes, torch.zeros(1, dtype=torch.int64), **given).shape[1]
+                if found != len(work.modality):
+                    return f"takes no condition: its output has {found} channels"
     except (ValueError, TypeError) as error:
-        return str(error)
+        return f"takes no condition: {error}" if work.is_conditional else str(error)
     except (ArithmeticError, LookupError, AttributeError) as error:  # of other people's code
         return last_line(error)
     except RuntimeError:

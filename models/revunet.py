@@ -85,6 +85,7 @@ class RevUNet(nn.Module):
         dims: 2 or 3.
         backward: "inverse" rebuilds the activations of a level, "stored" keeps them.
         out_channels: image channels, of the output; None: all input channels are.
+        num_class_embeds: how many classes there are, whose labels enter with t; None: none.
     """
 
     def __init__(
@@ -95,6 +96,7 @@ class RevUNet(nn.Module):
         dims: int = 3,
         backward: Backward = "inverse",
         out_channels: int | None = None,
+        num_class_embeds: int | None = None,
     ) -> None:
         super().__init__()
         if dims not in CONVOLUTIONS:
@@ -107,6 +109,7 @@ class RevUNet(nn.Module):
         self.pool = F.max_pool3d if dims == 3 else F.max_pool2d
         self.mode = "trilinear" if dims == 3 else "bilinear"
         self.time = TimeEmbedding(embedding)
+        self.classes = nn.Embedding(num_class_embeds, embedding) if num_class_embeds else None
         self.lift = convolution(in_channels, channels[0], 3, padding=1)
         steps = list(itertools.pairwise(channels))
         self.down = nn.ModuleList(convolution(above, below, 1) for above, below in steps)
@@ -120,12 +123,19 @@ class RevUNet(nn.Module):
         )
         self.project = convolution(channels[0], out_channels or in_channels, 1)
 
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        """x (B, in_channels, *grid), t (B,) int64 -> the noise (B, out_channels, *grid)."""
+    def forward(self, x: Tensor, t: Tensor, class_labels: Tensor | None = None) -> Tensor:
+        """x (B, in_channels, *grid), t and labels (B,) int64 -> the noise (B, out_channels, *grid).
+
+        Labels are for a network with `num_class_embeds`, and for no other.
+        """
         factor = 2 ** len(self.down)
         if any(size % factor for size in x.shape[2:]):
             raise ValueError(f"sizes must be multiples of {factor}; got {tuple(x.shape[2:])}")
         embedding = self.time(t)
+        if (self.classes is None) != (class_labels is None):
+            raise ValueError("class_labels are for a network with num_class_embeds, and no other")
+        if self.classes is not None:
+            embedding = embedding + self.classes(class_labels)
         x = self.encode[0](self.lift(x), embedding)
         skips = []
         for level, down in zip(self.encode[1:], self.down, strict=True):
@@ -139,16 +149,10 @@ class RevUNet(nn.Module):
 
 
 def build(
-    *,
-    in_channels: int = 1,
-    channels: Sequence[int],
-    couplings: int = 2,
-    dims: int = 3,
-    backward: Backward = "inverse",
-    out_channels: int | None = None,
+    *, in_channels: int = 1, channels: Sequence[int], couplings: int = 2, **options: Any
 ) -> RevUNet:
     """The network by keywords, for registries."""
-    return RevUNet(in_channels, channels, couplings, dims, backward, out_channels)
+    return RevUNet(in_channels, channels, couplings, **options)
 
 
 def _function(channels: int, groups: int, dims: int) -> nn.Module:

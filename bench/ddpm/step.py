@@ -173,6 +173,9 @@ class TrainingStep:
 
     def _loss(self, x_t: Tensor, t: Tensor, wanted: Tensor, keywords: dict[str, Tensor]) -> Tensor:
         predicted = self.network(x_t, t, **keywords)
+        if predicted.shape != wanted.shape:  # the loss would broadcast
+            found, expected = tuple(predicted.shape), tuple(wanted.shape)
+            raise ValueError(f"the network's output is {found}, its target {expected}")
         loss = F.mse_loss(predicted.float(), wanted)  # eq. (8), first term
         if self.training.lambda_r > 0:
             reconstructed = self.network.inverse(predicted)  # type: ignore[operator]

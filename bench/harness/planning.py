@@ -50,7 +50,7 @@ class DataChoice:
     def open(self, chosen: Chosen) -> dict[Shape, Source]:
         """One source for every shape of volume that the methods train on."""
         works = {work.volume: work for _, work in chosen}
-        return {
+        sources = {
             shape: open_source(
                 self.data, self.data_dir, self.modality or works[shape].modality, shape, self.seed,
                 self.subjects, works[shape].padded_from, self.condition or works[shape].condition,
@@ -58,6 +58,10 @@ class DataChoice:
             )
             for shape in sorted(works, key=lambda shape: shape.voxels)
         }  # fmt: skip
+        for method, work in chosen:
+            if (shown := shown_by(sources[work.volume], work)).is_conditional:
+                method.check(shown)  # channels and classes are known only now
+        return sources
 
     def prepare(self, sources: Mapping[Shape, Source], console: Console) -> dict[Shape, Path]:
         """Every volume, ready to be read without delay in the window."""

@@ -126,17 +126,23 @@ def test_memtracker_agrees_at_equal(name):
 
 
 GIVEN = Overrides(
-    volume=16, patch=16, batch_size=2, condition=("seg", "t2"), drop_condition=0.1, target="v"
+    volume=8, patch=8, batch_size=2, channels=(8, 16), condition=("seg", "t2"), drop_condition=0.1,
+    target="v",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(pytest.param(n, marks=pytest.mark.slow) if n in RELATED else n for n in METHOD_NAMES),
+        "idm+wavelet+patch",
+    ],
 )
-
-
-@pytest.mark.parametrize("name", ["unet", "patchddm", "idm", "idm-lean", "idm+wavelet+patch"])
 def test_a_conditional_training_is_predicted_to_the_byte(name):
     """Masks, class labels, some dropped, another target; and FLOPs by both ways to count."""
-    channels = (8, 16, 32) if "wavelet" in name else (8, 16)
-    patch = 8 if "patch" in name else 16
-    overrides = replace(GIVEN, channels=channels, patch=patch)
-    method = METHODS[name]
+    method, overrides = METHODS[name], GIVEN
+    if "patch" in name:
+        overrides = replace(overrides, volume=16)
     work = replace(method.workload("small", overrides), classes=3)
     step = TrainingStep(method.build(work), work)
     step(step.cut(*random_batch(work)))
@@ -157,12 +163,12 @@ def test_a_conditional_training_is_predicted_to_the_byte(name):
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
 def test_drawing_under_a_condition_is_predicted_to_the_byte(guidance):
     method = METHODS["idm"]
-    work = replace(method.workload("small", replace(GIVEN, channels=(8, 16))), classes=3)
+    work = replace(method.workload("small", GIVEN), classes=3)
     prediction = predict_method(method, work, device="cpu", sampling=True, guidance=guidance)
     conditions = Conditions.of(work, *random_batch(work)).some(slice(None), "cpu")
     network = method.build(work)
     denoise = given(denoiser(network, work, torch.device("cpu")), conditions, guidance)
-    measured = sampling_memory(network, (2, 1, 16, 16, 16), denoise, conditions)
+    measured = sampling_memory(network, (2, 1, 8, 8, 8), denoise, conditions)
     assert prediction.peak_memory_bytes == measured.peak_memory_bytes
     once = predict_method(method, work, device="cpu", sampling=True)
     # Maps of weights alone are made once for both halves of a guided batch.

@@ -6,9 +6,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nibabel as nib
+import numpy as np
 import pytest
 
 from bench import methods
+from bench.errors import UserError
+from bench.predict import predict
 
 ROOT = Path(__file__).parents[3]
 PACKAGE = {
@@ -72,6 +76,15 @@ def test_a_plug_in_trains_beside_ours_in_processes_of_its_own(installed, tmp_pat
     assert [row["techniques"] for row in rows] == ["halved", "wavelet"]
 
 
+@pytest.fixture
+def found(installed, monkeypatch) -> None:
+    """That folder in this process, for one test."""
+    monkeypatch.syspath_prepend(str(installed))
+    monkeypatch.setattr(methods, "_entry_points", methods._entry_points.__wrapped__)  # asked anew
+    monkeypatch.setitem(sys.modules, "theirs", None)  # so that no other test finds it
+    del sys.modules["theirs"]
+
+
 @pytest.mark.parametrize(
     ("name", "says"),
     [
@@ -83,11 +96,23 @@ def test_a_plug_in_trains_beside_ours_in_processes_of_its_own(installed, tmp_pat
         ("unet+accumulate+fused-backward", "cannot be combined"),
     ],
 )
-def test_what_cannot_be_is_said_in_a_line_before_anything_starts(
-    installed, monkeypatch, refuse, name, says
-):
-    monkeypatch.syspath_prepend(str(installed))
-    monkeypatch.setattr(methods, "_entry_points", methods._entry_points.__wrapped__)  # asked anew
-    monkeypatch.setitem(sys.modules, "theirs", None)  # so that no other test finds it
-    del sys.modules["theirs"]
+def test_what_cannot_be_is_said_in_a_line_before_anything_starts(found, refuse, name, says):
     assert says in refuse("--models", name, "--steps", "1", "--preset", "small")
+
+
+def test_a_network_that_takes_no_condition_is_refused(found, refuse, tmp_path):
+    """It gave all channels back, and the image was broadcast to them in the loss."""
+    flags = ("--models", "theirs:build", "--steps", "1", "--preset", "small", "--volume", "8")
+    line = refuse(*flags, "--condition", "seg")
+    assert "theirs:build: takes no condition: its output has 5 channels" in line
+    with pytest.raises(UserError, match=r"output is \(2, 2, 8, 8, 8\), its target \(2, 1, 8, 8, 8"):
+        predict("theirs:build", preset="small", volume=8, condition=("seg",))
+
+    manifest = tmp_path / "subjects.csv"
+    voxels = np.random.default_rng(0).random((8, 8, 8), dtype=np.float32)
+    nib.save(nib.Nifti1Image(voxels, np.diag([2.0, 2, 2, 1])), tmp_path / "a.nii")
+    manifest.write_text("subject,t1,sex\na,a.nii,f\n")
+    line = refuse(*flags, "--data", "nifti", "--data-dir", str(manifest), "--modality", "t1",
+                  "--condition", "sex")  # fmt: skip
+    assert "takes no condition: " in line
+    assert "class_labels" in line
