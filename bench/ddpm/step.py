@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..errors import UserError
 from ..presets import Count, Precision, Seed, Weight, Workload
 from ..sizes import Shape
 from .diffusion import EMPTY, Diffusion, shown, split_channels
@@ -175,7 +176,10 @@ class TrainingStep:
         predicted = self.network(x_t, t, **keywords)
         if predicted.shape != wanted.shape:  # the loss would broadcast
             found, expected = tuple(predicted.shape), tuple(wanted.shape)
-            raise ValueError(f"the network's output is {found}, its target {expected}")
+            raise UserError(
+                f"the network's output is {found}, its target {expected}; under a condition `build` "
+                "is told out_channels"
+            )
         loss = F.mse_loss(predicted.float(), wanted)  # eq. (8), first term
         if self.training.lambda_r > 0:
             reconstructed = self.network.inverse(predicted)  # type: ignore[operator]
