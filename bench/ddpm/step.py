@@ -177,8 +177,8 @@ class TrainingStep:
         if predicted.shape != wanted.shape:  # the loss would broadcast
             found, expected = tuple(predicted.shape), tuple(wanted.shape)
             raise UserError(
-                f"the network's output is {found}, its target {expected}; under a condition `build` "
-                "is told out_channels"
+                f"the network's output is {found}, its target {expected}; under a condition its "
+                "`build` is told out_channels"
             )
         loss = F.mse_loss(predicted.float(), wanted)  # eq. (8), first term
         if self.training.lambda_r > 0:
