@@ -14,6 +14,7 @@ The child's module ends with `sys.exit(serve(Plan, run))`.
 """
 
 import errno
+import gc
 import json
 import os
 import select
@@ -325,6 +326,8 @@ def serve(kind: type[Plan], run: Callable[[Plan, Events, Callable[[], bool]], No
     interrupted = threading.Event()
     signal.signal(signal.SIGINT, lambda *_: interrupted.set())
     events = Events(os.fdopen(int(sys.argv[1]), "w", encoding="utf-8"))
+    gc.freeze()  # the modules that it has loaded
+    gc.enable()
     try:
         events.stage("starting")  # from here on the parent may pass an interrupt on
         offer_to_the_oom_killer()
