@@ -149,6 +149,7 @@ TECHNIQUES: Mapping[str, Technique] = MappingProxyType(
         technique.name: technique
         for technique in (
             # In the order in which they are applied: first what the network sees.
+            _technique("latent", "baselines.techniques.latent"),
             _technique("wavelet", "baselines.techniques.wavelet"),
             _technique("patch", "baselines.techniques.patch"),
             _technique("checkpoint", "baselines.techniques.checkpoint"),
@@ -219,6 +220,7 @@ METHODS = _Methods(
     _method("idm-stored", "models.idm", network="idm", backward="stored"),
     _method("unet-attention", "baselines.unet", attention=True),
     _method("wdm", "baselines.wdm", "wavelet"),
+    _method("latent", "baselines.maisi", "latent"),
     _method("iunet", "baselines.iunet"),
     _method("revunet", "models.revunet"),
 )

@@ -5,6 +5,8 @@ What a network may offer beside `forward(x_t, t) -> eps`:
 - `crop(x_0, patch, rng) -> (x_0, keywords)`: the part of the volumes that a step trains on, and
   what its forward pass wants to know of it (PatchDDM: the coordinates);
 - `inverse(v) -> x`: U⁻¹, for the λ_R term of eq. (8);
+- `latents`: it trains on latents, which `latents.encode(volumes, device, dtype)` makes of all
+  volumes beforehand, of the shape `latents.shape(shape)`;
 - `make_optimizer(learning_rate, lambda_l2) -> Optimizer`: for a method that updates in its own
   way. One that adds the λ_L2 term itself has an attribute `lambda_l2`;
 - `techniques`: how it is trained (`bench/ddpm/technique.py`); `bench.methods` puts them there.
@@ -16,6 +18,7 @@ from dataclasses import dataclass
 from functools import reduce
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -109,6 +112,14 @@ class TrainingStep:
         """What has tensors before a step, beside the network and the optimizer."""
         return [batch, *vars(self.scaler).values()]
 
+    def prepared(self, volumes: np.ndarray) -> np.ndarray:
+        """What of all volumes (N, C + K, D, H, W) it trains on: themselves, or their latents."""
+        latents = _latents_of(self.network)
+        if latents is None:
+            return volumes
+        found: np.ndarray = latents.encode(volumes, self.device, self.autocast_dtype)
+        return found
+
     def cut(self, volumes: Tensor, labels: Tensor | None = None) -> Batch:
         """What of whole volumes, on the host, the step trains on: it alone goes to the device."""
         given = {} if labels is None else {"class_labels": labels}
@@ -170,7 +181,7 @@ class TrainingStep:
         ), keywords
 
     def _split(self, volumes: Tensor) -> tuple[Tensor, Tensor]:
-        return split_channels(volumes, len(self.work.modality))
+        return split_channels(volumes, volumes.shape[1] - len(self.work.condition))
 
     def _loss(self, x_t: Tensor, t: Tensor, wanted: Tensor, keywords: dict[str, Tensor]) -> Tensor:
         predicted = self.network(x_t, t, **keywords)
@@ -201,11 +212,21 @@ class TrainingStep:
         return torch.autocast(self.device.type, self.autocast_dtype, enabled=enabled)
 
 
-def random_batch(work: Workload) -> tuple[Tensor, Tensor | None]:
-    """Volumes with their condition and class labels, as `TrainingStep.cut` takes them."""
-    shape = (work.batch_size, work.shown_channels, *work.volume)
+def random_batch(work: Workload, network: nn.Module | None = None) -> tuple[Tensor, Tensor | None]:
+    """Volumes with their condition and class labels, as `TrainingStep.cut` takes them.
+
+    Or the latents that `network` trains on in their place.
+    """
+    shape: tuple[int, ...] = (work.batch_size, work.shown_channels, *work.volume)
+    if latents := _latents_of(network):
+        shape = latents.shape(shape)
     labels = torch.zeros(work.batch_size, dtype=torch.int64) if work.classes else None
     return torch.rand(shape), labels
+
+
+def _latents_of(network: nn.Module | None) -> Any:
+    """None of a network that trains on volumes."""
+    return getattr(network, "latents", None)
 
 
 def make_state(optimizer: torch.optim.Optimizer) -> None:

@@ -5,7 +5,7 @@ A technique is a file that states its `KIND` and offers some of these; the rest 
 - `build(network, **options) -> nn.Module`: the network, or what it sees of a volume. `network` is
   the `build` of the network inside and takes the same options (`in_channels`, `channels`, …). A
   wrapper that shows the network something else gives back ε of the volume, so that samplers and
-  scores need to know nothing of it;
+  scores need to know nothing of it. Or the network gets `latents` (`ddpm/step.py`);
 - `saving(work, device) -> context manager`: what autograd saves, entered around the forward pass;
 - `make_optimizer(network, *, learning_rate, lambda_l2) -> Optimizer`. One that adds the λ_L2 term
   itself has an attribute `lambda_l2`;
@@ -13,7 +13,8 @@ A technique is a file that states its `KIND` and offers some of these; the rest 
 - `HALVINGS`: how often it halves the sides before the network does;
 - `EXCLUDES`: the technique that it cannot be combined with -> why;
 - `ON_CPU`: what is to be said where it trains on a CPU;
-- `ASSUMED`: what a prediction takes for granted of it.
+- `ASSUMED`: what a prediction takes for granted of it;
+- `OUTSIDE`: what it costs outside of the steps that are measured and predicted.
 """
 
 import itertools
@@ -45,6 +46,7 @@ class Technique:
     excludes: Mapping[str, str] = field(default_factory=dict)
     on_cpu: str = ""
     assumed: str = ""
+    outside: str = ""
 
     @classmethod
     def of(cls, name: str, module: Any, **options: Any) -> "Technique":
@@ -60,7 +62,7 @@ class Technique:
             name, module.KIND, offered("build"), offered("saving"), offered("make_optimizer"),
             getattr(module, "WORK", {}), getattr(module, "HALVINGS", 0),
             getattr(module, "EXCLUDES", {}), getattr(module, "ON_CPU", ""),
-            getattr(module, "ASSUMED", ""),
+            getattr(module, "ASSUMED", ""), getattr(module, "OUTSIDE", ""),
         )  # fmt: skip
 
 

@@ -236,6 +236,11 @@ def refuse_what_cannot_be(
             f"--gpus {gpus}: {name} applies each gradient in the backward pass, before it is "
             "summed over the cards"
         )
+    if sampling and "latent" in techniques:
+        raise UserError(
+            f"--sampling: {name} draws latents, and what needs most is to decode them; "
+            "docs/latent.md has both"
+        )
     for technique, why in _ON_WHOLE_WEIGHTS.items():
         if shard and technique in techniques:
             raise UserError(f"--shard: {name} cannot be sharded: {why}")

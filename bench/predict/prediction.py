@@ -274,7 +274,8 @@ def predict_method(
         stack.enter_context(cluster.sharded(network))
         step = TrainingStep(network, work, training, where)
         make_state(step.optimizer)
-        batch = moved(step.cut(*random_batch(work)), where)  # a card need not see whole volumes
+        # A card need not see whole volumes.
+        batch = moved(step.cut(*random_batch(work, network)), where)
         step.network = cluster.replicated(network)
         if gpus > 1:  # the first makes what is gathered into, and the buckets
             step(batch)

@@ -22,10 +22,11 @@ from ..records.rows import Recommended, setting_columns
 from ..report.grid import NOTHING, Cell, Grid, as_rows, for_terminal, significant
 from ..report.recommended import draw_recommended, frontier
 from ..sizes import GIB, parse_size, show_shape, show_size
+from .cluster import refuse_what_cannot_be
 from .fit import EXPANDABLE, STAR, Question, answer
 from .gpus import Gpu, find_gpu
 from .parallel import in_processes
-from .peaks import NOT_MODELLED, open_folder
+from .peaks import NOT_MODELLED, open_folder, say_assumed
 from .prediction import WORTH_SAYING, Prediction, predict_method, seen_whole
 
 NETWORKS = ("unet", "idm", "idm-stored", "idm-lean", "revunet", "patchddm", "wdm")
@@ -90,6 +91,7 @@ def run_recommend(command: RecommendCommand, console: Console) -> int:
             console.print(for_terminal(_grid(kind, fitting, gpu)))
     for line in lines:
         say(console, line)
+    say_assumed([METHODS[row.method] for row in rows], console)
     for each in (path, *picture.save(command.out)):
         say(console, f"  {each}")
     return 0 if best else 1
@@ -112,6 +114,8 @@ def ways_to_try(
             name = f"{network}+{added}" if added else network
             try:
                 (method,) = find_methods([name])
+                names = method.technique_names
+                refuse_what_cannot_be(1, False, network, names, sampling=command.sampling)
                 own = seen_whole(method, PRESET, overrides) if command.sampling else overrides
                 work = method.workload(PRESET, own)
             except UserError as error:

@@ -87,6 +87,12 @@ class Trainings(Launcher[QualityCommand, TrainingPlan, QualityRun]):
         command.backends.check(str(device))
         chosen = planning.choose_workloads(command.models, command.preset, command.overrides)
         check_samples(command.sampler, command.guidance, (work for _, work in chosen))
+        for method, _ in chosen:
+            if "latent" in method.technique_names:
+                raise UserError(
+                    f"--models {method.name}: quality cannot train its autoencoder yet; what its "
+                    "stages cost is in docs/latent.md"
+                )
         limit = None if command.budget is None else parse_size(command.budget, "--budget")
         data = Data.ready(command, chosen, self.console)
         self.split = describe_split(data.sources, command.split_seed)

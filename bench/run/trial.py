@@ -55,7 +55,8 @@ def run(plan: TrialPlan, events: Events, should_stop: Any = lambda: False) -> No
     events.found(parameters=sum(p.numel() for p in network.parameters()))
     if device.type == "cpu":
         events.found(warnings=[each.on_cpu for each in step.techniques if each.on_cpu])
-    volumes = load(Path(plan.volumes))
+    events.found(warnings=[each.outside for each in step.techniques if each.outside])
+    volumes = step.prepared(load(Path(plan.volumes)))
     batches = iterate_batches(volumes, plan.work, plan.training.seed, device, step.cut, plan.labels)
 
     events.stage("warm-up")

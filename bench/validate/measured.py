@@ -45,7 +45,7 @@ def run(plan: DevicePlan, events: Events, should_stop: Callable[[], bool] = lamb
     with device:
         network = METHODS[plan.method].build(plan.work)
     step = TrainingStep(network, plan.work, plan.training, device)
-    batch = moved(step.cut(*random_batch(plan.work)), device)
+    batch = moved(step.cut(*random_batch(plan.work, network)), device)
     step(batch)
     step(batch)
     if on_card:

@@ -9,47 +9,34 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from monai.apps.generation.maisi.networks.autoencoderkl_maisi import AutoencoderKlMaisi
 from monai.apps.generation.maisi.networks.controlnet_maisi import ControlNetMaisi
-from monai.apps.generation.maisi.networks.diffusion_model_unet_maisi import DiffusionModelUNetMaisi
 from monai.networks.nets import DiffusionModelUNet
 from torch import Tensor, nn
 
+from baselines import maisi
+from baselines.techniques import latent
+
 from .setup import Setup, scaled
 
-LATENT_CHANNELS, LABEL_BITS = 4, 8
+LATENT_CHANNELS, LABEL_BITS = latent.CHANNELS, 8
 _UNET = {
     "spatial_dims": 3, "in_channels": LATENT_CHANNELS, "num_res_blocks": 2,
     "attention_levels": (False, False, True, True), "num_head_channels": (0, 0, 32, 32),
 }  # fmt: skip
-_WIDTHS = (64, 128, 256, 512)
+_WIDTHS = maisi.PUBLISHED["channels"]
 _Sides = tuple[int, int, int]
 
 
 def unet() -> nn.Module:
-    return DiffusionModelUNetMaisi(
-        **_UNET, out_channels=LATENT_CHANNELS, num_channels=_WIDTHS, resblock_updown=True,
-        include_fc=True, num_class_embeds=128, include_spacing_input=True, use_flash_attention=True,
+    return maisi.build(
+        in_channels=LATENT_CHANNELS, channels=_WIDTHS, num_class_embeds=128,
+        include_spacing_input=True,
     )  # fmt: skip
 
 
-def autoencoder(
-    splits: int, widths: tuple[int, ...] = _WIDTHS[:-1], **options: Any
-) -> AutoencoderKlMaisi:
+def autoencoder(splits: int, widths: tuple[int, ...] = _WIDTHS[:-1], **options: Any) -> Any:
     """Four latents for 4³ voxels; each convolution is computed in so many parts."""
-    return AutoencoderKlMaisi(
-        **_autoencoder(splits) | options, in_channels=1, out_channels=1, num_channels=widths,
-        num_res_blocks=(2, 2, 2), with_encoder_nonlocal_attn=False,
-        with_decoder_nonlocal_attn=False,
-    )  # fmt: skip
-
-
-def _autoencoder(splits: int) -> dict[str, Any]:
-    return {
-        "spatial_dims": 3, "latent_channels": LATENT_CHANNELS, "norm_num_groups": 32,
-        "attention_levels": (False,) * 3, "norm_float16": True, "dim_split": 1,
-        "num_splits": splits,
-    }  # fmt: skip
+    return latent.autoencoder(1, widths, num_splits=splits, **{"norm_float16": True} | options)
 
 
 def train(*latent: int) -> Setup:
@@ -86,8 +73,8 @@ class Sampling(nn.Module):
             num_class_embeds=128, conditioning_embedding_in_channels=LABEL_BITS,
             conditioning_embedding_num_channels=(8, 32, 64), use_flash_attention=True,
         )  # fmt: skip
-        self.mask_autoencoder = AutoencoderKlMaisi(
-            **_autoencoder(splits), in_channels=8, out_channels=125, num_channels=(32, 64, 128),
+        self.mask_autoencoder = latent.autoencoder(
+            8, (32, 64, 128), num_splits=splits, norm_float16=True, out_channels=125,
             num_res_blocks=(1, 2, 2), use_checkpointing=True, use_convtranspose=True,
         )  # fmt: skip
         self.mask_unet = DiffusionModelUNet(

@@ -5,11 +5,11 @@ import torch
 from fvcore.nn import FlopCountAnalysis
 from torch._subclasses import FakeTensorMode
 
-from baselines import patchddm, unet, wdm
+from baselines import maisi, patchddm, unet, wdm
 from tests.baselines.training import nudge, train_once
 
 METHODS = pytest.mark.parametrize(
-    "method", [unet, patchddm, wdm], ids=lambda module: module.__name__.split(".")[-1]
+    "method", [unet, patchddm, wdm, maisi], ids=lambda module: module.__name__.split(".")[-1]
 )
 WIDTHS = (4, 8)
 

@@ -131,7 +131,8 @@ ATTENTION = (
 def test_in_float32_a_method_runs_the_operators_of_a_cpu(name):
     """All but attention, whose kernel is another, and of which a CPU copies the result."""
     on_cpu, on_a_card = (
-        predict(name, preset="small", volume=16, device=device) for device in ("cpu", "cuda")
+        predict(name, preset="small", volume=32 if name == "latent" else 16, device=device)
+        for device in ("cpu", "cuda")
     )
 
     def sequence(prediction, attention):

@@ -33,17 +33,19 @@ def way(name: str, limit: int = 2**40, **changes) -> Way:
 
 
 def test_networks_are_tried_with_what_goes_with_them_and_one_silences_no_other():
-    command = RecommendCommand(gpu="rtx4090", models=("idm", "idm-lean", "wdm"))
+    command = RecommendCommand(gpu="rtx4090", models=("idm", "idm-lean", "wdm", "latent"))
     overrides = replace(NARROW, volume="18x18x22")
     ways, refused = ways_to_try(command, overrides, GPU, 2**34)
     names = [each.method for each in ways]
     assert {"idm", "idm+offload", "idm-lean"} <= set(names)
     assert "idm+checkpoint" not in names
     assert not any("wavelet" in name or name.startswith("wdm") for name in names)
-    assert len(refused) == 1
+    assert len(refused) == 2
     assert "multiples of 4" in refused[0]
-    drawn, _ = ways_to_try(replace(command, sampling=True), overrides, GPU, 2**34)
+    assert "multiples of 8" in refused[1]
+    drawn, refused = ways_to_try(replace(command, sampling=True), overrides, GPU, 2**34)
     assert {each.method.partition("+")[2] for each in drawn} == {"", "bf16", "patch"}
+    assert "latent draws latents" in refused[1]
 
 
 def test_a_row_is_what_is_predicted():

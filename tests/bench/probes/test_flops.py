@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from bench.ddpm.step import random_batch
 from bench.methods import METHODS
 from bench.presets import Overrides
 from bench.probes.flops import dispatched_forward_flops, flops_of, forward_flops
@@ -41,9 +42,11 @@ class Norms(TorchDispatchMode):
 
 def inputs(name: str, batch: int) -> tuple[nn.Module, Tensor, Tensor]:
     torch.manual_seed(0)
-    work = METHODS[name].workload("small", Overrides(volume=SIDE, batch_size=batch))
-    x_t = torch.rand(batch, len(work.modality), SIDE, SIDE, SIDE)
-    return METHODS[name].build(work), x_t, torch.zeros(batch, dtype=torch.int64)
+    side = 2 * SIDE if name == "latent" else SIDE
+    work = METHODS[name].workload("small", Overrides(volume=side, batch_size=batch))
+    network = METHODS[name].build(work)
+    x_t, _ = random_batch(work, network)
+    return network, x_t, torch.zeros(batch, dtype=torch.int64)
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -38,6 +38,7 @@ def test_an_unknown_method(refuse):
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
+        (("--models", "idm+latent"), "idm+latent: quality cannot train its autoencoder yet"),
         (("--minutes", "0"), "--minutes 0"),
         (("--minutes", "nan"), "--minutes nan"),
         (("--steps", "0"), "--steps 0"),

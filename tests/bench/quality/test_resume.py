@@ -80,6 +80,7 @@ def test_killed_by_sigkill(runs, method, tmp_path):
     [
         method if method in EVERYDAY else pytest.param(method, marks=pytest.mark.slow)
         for method in METHODS
+        if method != "latent"  # which quality refuses
     ],
 )
 def test_stopped_and_gone_on_with(runs, method):
