@@ -35,10 +35,12 @@ def build(
     couplings: int = 2,
     out_channels: int | None = None,
     num_class_embeds: int | None = None,
+    dims: int = 3,
     **_: Any,
 ) -> "IUNet":
     """The network, with `couplings` of two convolutions each a level and branch."""
-    return IUNet(in_channels, channels, couplings, out_channels or in_channels, num_class_embeds)
+    out_channels = out_channels or in_channels
+    return IUNet(in_channels, channels, couplings, out_channels, num_class_embeds, dims)
 
 
 class IUNet(nn.Module):
@@ -51,6 +53,7 @@ class IUNet(nn.Module):
         couplings: int,
         out_channels: int,
         num_class_embeds: int | None = None,
+        dims: int = 3,
     ) -> None:
         with warnings.catch_warnings(action="ignore"):
             import iunets
@@ -59,15 +62,16 @@ class IUNet(nn.Module):
 
         super().__init__()
         width, *_ = channels
+        convolution = nn.Conv3d if dims == 3 else nn.Conv2d
         self.embedding_channels = width
         self.time_embedding = nn.Sequential(
             nn.Linear(width, 4 * width), nn.SiLU(), nn.Linear(4 * width, width)
         )
         self.classes = nn.Embedding(num_class_embeds, width) if num_class_embeds else None
-        self.lift = nn.Conv3d(in_channels, width, 3, padding=1)
+        self.lift = convolution(in_channels, width, 3, padding=1)
         self.body = iunets.iUNet(
-            in_channels=width, architecture=(couplings,) * len(channels), dim=3, verbose=0,
-            module_kwargs={"block_depth": 2},
+            in_channels=width, architecture=(couplings,) * len(channels), dim=dims,
+            verbose=0, module_kwargs={"block_depth": 2},
         )  # fmt: skip
         if self.body.channels != list(channels):
             doubled = " ".join(map(str, self.body.channels))
@@ -75,7 +79,7 @@ class IUNet(nn.Module):
         self.inverted = [
             each for each in self.body.modules() if getattr(each, "disable", 1) is False
         ]
-        self.project = nn.Conv3d(width, out_channels, 3, padding=1)
+        self.project = convolution(width, out_channels, 3, padding=1)
 
     def forward(self, x: Tensor, timesteps: Tensor, class_labels: Tensor | None = None) -> Tensor:
         """(B, in_channels, D, H, W), t and labels (B,) int64, to ε, (B, out_channels, D, H, W)."""
@@ -86,4 +90,4 @@ class IUNet(nn.Module):
         if self.classes is not None:
             time = time + self.classes(class_labels)
         # A tensor that nobody else has: its memory is given up.
-        return self.project(self.body(self.lift(x) + time[:, :, None, None, None]))
+        return self.project(self.body(self.lift(x) + time.view(*time.shape, *(1,) * (x.ndim - 2))))

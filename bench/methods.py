@@ -7,9 +7,9 @@ The file of a network offers `build(*, in_channels, channels, couplings) -> nn.M
 `eps = network(x_t, t)` of shapes (B, C, D, H, W), (B,) int64 -> (B, C, D, H, W), and `PUBLISHED`,
 its authors' setting (keys of `bench.presets.Workload`). For a condition `build` takes
 `out_channels`, those of the image, which come first; for class labels `num_class_embeds`, and the
-network `class_labels=`. What a network may offer beside `forward`,
-the training step uses (`bench/ddpm/step.py`). What a technique's file offers: `ddpm/technique.py`.
-Neither imports anything of this package.
+network `class_labels=`; for slices `dims`, which is then 2. What a network may offer beside
+`forward`, the training step uses (`bench/ddpm/step.py`). What a technique's file offers:
+`ddpm/technique.py`. Neither imports anything of this package.
 
 Other packages' networks go by `package.module:build`, or by names of their own through the entry
 points `idm_bench.methods` and `idm_bench.techniques`, whose values are such files.
@@ -24,6 +24,7 @@ from functools import cache, partial
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
+from inspect import signature
 from types import MappingProxyType
 from typing import Any
 
@@ -88,6 +89,8 @@ class Method:
         fixed = {name: value for each in self.techniques for name, value in each.work.items()}
         patches = bool(fixed.pop("patches", False))
         work = workload(preset, self.published, overrides, fixed, patches, self.matched)
+        if work.dims == 2 and (why := self._needs_volumes()):
+            raise UserError(f"--dims 2: {self.name} cannot train on slices: {why}")
         halvings = sum(each.halvings for each in self.techniques)
         halvings += (len(work.channels) - 1) * self.halves
         multiple = 2**halvings
@@ -95,11 +98,11 @@ class Method:
             work = _padded(work, multiple)
         # What trains on patches is validated and sampled on whole volumes.
         for flag, shape in (("volume", work.volume), ("patch", work.patch)):
-            if any(side % multiple for side in shape):
+            if any(side % multiple for side in shape.sides[: work.dims]):
                 raise UserError(
                     f"--{flag} {shape}: {self.name} halves the sides {halvings} times, "
                     f"so it can train on multiples of {multiple} "
-                    f"(the nearest: {', '.join(map(str, _nearest_shapes(shape, multiple)))}); "
+                    f"(the nearest: {', '.join(map(str, _nearest(shape, multiple, work.dims)))}); "
                     "--pad goes up to the next"
                 )
         if work.precision == "fp16" and optimizer_of((*self.within, *self.techniques)):
@@ -111,6 +114,12 @@ class Method:
         if typed or self.name not in METHODS.names or work.is_conditional:
             self.check(replace(work, volume=Shape(1), patch=Shape(1)), typed)
         return work
+
+    def _needs_volumes(self) -> str | None:
+        for technique in (*self.within, *self.techniques):
+            if 2 not in technique.dims:
+                return f"{technique.name} is a technique for volumes"
+        return None if "dims" in signature(self.builder).parameters else "its build takes no dims"
 
     def check(self, work: Workload, typed: bool = False) -> None:
         """UserError where the network cannot have these widths, techniques, or a condition.
@@ -131,6 +140,8 @@ class Method:
         given: dict[str, Any] = {"out_channels": len(work.modality)} if work.condition else {}
         if work.classes:
             given["num_class_embeds"] = work.classes + 1  # the last one stands for none
+        if work.dims != 3:
+            given["dims"] = work.dims
         network = build(
             in_channels=work.shown_channels, channels=work.channels, couplings=work.couplings,
             **given,
@@ -325,7 +336,7 @@ def _refusal(name: str, work: Workload) -> str | None:
         with FakeTensorMode(), torch.no_grad():
             network = method.build(work)
             if work.is_conditional and not method.halves and not work.patch <= 1:
-                volumes, labels = random_batch(work)
+                volumes, labels = random_batch(work, sides=work.grid)
                 given = {} if labels is None else {"class_labels": labels}
                 found = network(volumes, torch.zeros(1, dtype=torch.int64), **given).shape[1]
                 if found != len(work.modality):
@@ -364,11 +375,13 @@ def preset_changes(
 
 def _padded(work: Workload, multiple: int) -> Workload:
     """`work` with the next larger volume, and patch, whose sides are multiples."""
-    volume, patch = (shape.rounded_up(multiple) for shape in (work.volume, work.patch))
+    volume, patch = (each.rounded_up(multiple, work.dims) for each in (work.volume, work.patch))
     padded_from = work.volume if volume != work.volume else None
     return replace(work, volume=volume, patch=patch, padded_from=padded_from)
 
 
-def _nearest_shapes(shape: Shape, multiple: int) -> list[Shape]:
-    below = Shape(side // multiple * multiple for side in shape)
-    return [each for each in (below, shape.rounded_up(multiple)) if each >= 1]
+def _nearest(shape: Shape, multiple: int, dims: int) -> list[Shape]:
+    below = Shape(
+        (*(side // multiple * multiple for side in shape.sides[:dims]), *shape.sides[dims:])
+    )
+    return [each for each in (below, shape.rounded_up(multiple, dims)) if each >= 1]

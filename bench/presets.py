@@ -32,6 +32,7 @@ Intensity = Annotated[float, Interval(ge=-1e9, le=1e9)]
 
 Precision = Literal["fp32", "bf16", "fp16"]
 Match = Literal["parameters", "flops"]
+Dims = Literal[2, 3]
 Target = Literal["eps", "v", "x0"]
 Sampler = Literal["ddpm", "ddpm-clipped", "ddpm-mean", "ddim"]
 
@@ -43,7 +44,8 @@ class Workload:
     volume: Sides
     """Shape of a whole volume, in voxels."""
     patch: Sides
-    """Shape of what one step sees: the volume's, or less for a method that trains on patches."""
+    """Shape of what one step sees: the volume's, or less for a method that trains on patches, or
+    with two dims."""
     batch_size: Count
     """Volumes (or patches) in a step."""
     channels: tuple[Count, ...]
@@ -52,6 +54,8 @@ class Workload:
     """Couplings a level and branch, for invertible networks; the others ignore it."""
     precision: Precision
     """fp32, or the 16-bit type of autocast; weights are float32 in either case."""
+    dims: Dims = 3
+    """3; or 2: the network sees one axial slice of a volume, (B, C, D, H)."""
     modality: tuple[str, ...] = ("t1",)
     """MRI contrasts, one channel each."""
     condition: tuple[str, ...] = ()
@@ -80,6 +84,11 @@ class Workload:
     def shown_channels(self) -> int:
         """Of the image and of the condition."""
         return len(self.modality) + len(self.condition)
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """Sides of what is drawn: a volume, or an axial slice of it."""
+        return self.volume.sides[: self.dims]
 
     @property
     def is_conditional(self) -> bool:
@@ -139,6 +148,8 @@ class Overrides:
     down-up)."""
     patch: Sides | None = None
     """Shape of the patches, for methods that train on patches."""
+    dims: Dims | None = None
+    """2: networks of images, on a random axial slice of each volume; None: 3."""
     pad: bool = False
     """Put a rim of zeros around volumes whose sides a method cannot train on, up to the next that
     it can."""
@@ -233,9 +244,9 @@ def workload(
 
     `published` is the method's own setting (keys of `Workload`), `techniques` what its techniques
     set, `matched` its widths where they are to be as large as IDM's (by `Match`, then by whose:
-    `small`, or `paper` for all others). A patch keeps the published ratio to the volume
-    (PatchDDM-3D: 128 of 256) unless a flag names it; where `patches` were asked for, it has half
-    the sides in every preset.
+    `small`, or `paper` for all others; of networks of images `small 2D`, `paper 2D`). A patch
+    keeps the published ratio to the volume (PatchDDM-3D: 128 of 256) unless a flag names it; where
+    `patches` were asked for, it has half the sides in every preset.
     """
     if preset not in PRESETS:
         raise UserError(f"--preset {preset}: unknown; the presets are {', '.join(PRESETS)}")
@@ -264,12 +275,15 @@ def workload(
     if "channels" not in given:
         values["match"] = match = given.get("match", "parameters")
         of_idm = "small" if "channels" in chosen.common else "paper"
+        of_idm += " 2D" if given.get("dims") == 2 else ""
         if widths := matched.get(match, {}).get(of_idm):
             values["channels"] = widths
     elif "match" in given:
         raise UserError(f"--match {given['match']}: --channels gives the widths; give one of them")
     trains_on_patches = patches or "patch" in published
-    if not trains_on_patches:
+    if given.get("dims") == 2:
+        values["patch"] = Shape((*Shape(values["volume"]).sides[:2], 1))
+    elif not trains_on_patches:
         values["patch"] = values["volume"]
     elif "patch" not in given:
         of_volume = published["patch"] / published["volume"] if "patch" in published else 0.5

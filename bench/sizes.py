@@ -59,9 +59,10 @@ class Shape:
     def voxels(self) -> int:
         return math.prod(self.sides)
 
-    def rounded_up(self, multiple: int) -> "Shape":
-        """The smallest shape that holds this one and whose sides are multiples."""
-        return Shape(-(-side // multiple) * multiple for side in self.sides)
+    def rounded_up(self, multiple: int, dims: int = 3) -> "Shape":
+        """The smallest shape that holds this one and whose first `dims` sides are multiples."""
+        up = (-(-side // multiple) * multiple for side in self.sides[:dims])
+        return Shape((*up, *self.sides[dims:]))
 
     def scaled(self, longest: int, multiple: int = 1) -> "Shape":
         """These proportions, the longest side `longest` multiples long, the others rounded."""

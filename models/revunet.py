@@ -149,10 +149,15 @@ class RevUNet(nn.Module):
 
 
 def build(
-    *, in_channels: int = 1, channels: Sequence[int], couplings: int = 2, **options: Any
+    *,
+    in_channels: int = 1,
+    channels: Sequence[int],
+    couplings: int = 2,
+    dims: int = 3,
+    **options: Any,
 ) -> RevUNet:
     """The network by keywords, for registries."""
-    return RevUNet(in_channels, channels, couplings, **options)
+    return RevUNet(in_channels, channels, couplings, dims, **options)
 
 
 def _function(channels: int, groups: int, dims: int) -> nn.Module:

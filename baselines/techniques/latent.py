@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 KIND = "another task"
+DIMS = (3,)
 HALVINGS = 2
 CHANNELS = 4
 """Of the latents."""

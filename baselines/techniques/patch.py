@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..patchddm import PatchDDM, grid
 
 KIND = "another task"
+DIMS = (3,)
 WORK = {"patches": True}
 
 

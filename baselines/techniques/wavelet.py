@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 KIND = "another task"
+DIMS = (3,)
 HALVINGS = 1
 
 

@@ -13,7 +13,7 @@ What a network may offer beside `forward(x_t, t) -> eps`:
 """
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any
@@ -31,11 +31,11 @@ from .technique import Technique, optimizer_of, saving
 
 Shown = tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]
 """x_t and its condition (B, C + K, D, H, W), t (B,), the target to be found (B, C, D, H, W),
-keywords of the forward pass."""
+keywords of the forward pass; of slices without W."""
 
 Batch = Tensor | tuple[Tensor, dict[str, Tensor]]
-"""Volumes and their condition (B, C + K, D, H, W), or patches of them and keywords of the forward
-pass."""
+"""Volumes and their condition (B, C + K, D, H, W), slices of them (B, C + K, D, H), or patches and
+keywords of the forward pass."""
 
 
 @dataclass(frozen=True)
@@ -121,9 +121,16 @@ class TrainingStep:
         return found
 
     def cut(self, volumes: Tensor, labels: Tensor | None = None) -> Batch:
-        """What of whole volumes, on the host, the step trains on: it alone goes to the device."""
+        """What of whole volumes, on the host, the step trains on: it alone goes to the device.
+
+        With two dims that is an axial slice of each, (B, C + K, D, H), every one as likely.
+        """
         given = {} if labels is None else {"class_labels": labels}
-        if not self.patch >= Shape(volumes.shape[2:]):
+        if volumes.ndim > 2 + self.work.dims:
+            places = [self.rng.randrange(volumes.shape[-1]) for _ in range(len(volumes))]
+            chosen = zip(volumes.unbind(), places, strict=True)
+            volumes = torch.stack([volume[..., place] for volume, place in chosen])
+        elif self.work.dims == 3 and not self.patch >= Shape(volumes.shape[2:]):
             volumes, place = self.network.crop(volumes, self.patch.sides, self.rng)  # type: ignore[operator]
             given |= place
         return (volumes, given) if given else volumes
@@ -212,12 +219,15 @@ class TrainingStep:
         return torch.autocast(self.device.type, self.autocast_dtype, enabled=enabled)
 
 
-def random_batch(work: Workload, network: nn.Module | None = None) -> tuple[Tensor, Tensor | None]:
+def random_batch(
+    work: Workload, network: nn.Module | None = None, sides: Iterable[int] | None = None
+) -> tuple[Tensor, Tensor | None]:
     """Volumes with their condition and class labels, as `TrainingStep.cut` takes them.
 
-    Or the latents that `network` trains on in their place.
+    Or the latents that `network` trains on in their place; or, with the sides of `work.grid`, what
+    a sampler is given.
     """
-    shape: tuple[int, ...] = (work.batch_size, work.shown_channels, *work.volume)
+    shape: tuple[int, ...] = (work.batch_size, work.shown_channels, *(sides or work.volume))
     if latents := _latents_of(network):
         shape = latents.shape(shape)
     labels = torch.zeros(work.batch_size, dtype=torch.int64) if work.classes else None

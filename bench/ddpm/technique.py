@@ -10,6 +10,7 @@ A technique is a file that states its `KIND` and offers some of these; the rest 
 - `make_optimizer(network, *, learning_rate, lambda_l2) -> Optimizer`. One that adds the λ_L2 term
   itself has an attribute `lambda_l2`;
 - `WORK`: values of the workload that come with it: the precision, the micro-batch;
+- `DIMS`: those of the networks that it is for; (2, 3) unless it says so;
 - `HALVINGS`: how often it halves the sides before the network does;
 - `EXCLUDES`: the technique that it cannot be combined with -> why;
 - `ON_CPU`: what is to be said where it trains on a CPU;
@@ -42,6 +43,7 @@ class Technique:
     saving: Callable[..., AbstractContextManager[Any]] | None = None
     make_optimizer: Callable[..., torch.optim.Optimizer] | None = None
     work: Mapping[str, Any] = field(default_factory=dict)
+    dims: tuple[int, ...] = (2, 3)
     halvings: int = 0
     excludes: Mapping[str, str] = field(default_factory=dict)
     on_cpu: str = ""
@@ -60,7 +62,8 @@ class Technique:
 
         return cls(
             name, module.KIND, offered("build"), offered("saving"), offered("make_optimizer"),
-            getattr(module, "WORK", {}), getattr(module, "HALVINGS", 0),
+            getattr(module, "WORK", {}), getattr(module, "DIMS", (2, 3)),
+            getattr(module, "HALVINGS", 0),
             getattr(module, "EXCLUDES", {}), getattr(module, "ON_CPU", ""),
             getattr(module, "ASSUMED", ""), getattr(module, "OUTSIDE", ""),
         )  # fmt: skip

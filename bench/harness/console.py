@@ -81,7 +81,8 @@ def say(console: Console, text: str, style: str = "") -> None:
 def describe_work(work: Workload) -> str:
     """What a step trains on: "32³, batch 2, fp32"."""
     what = f"{show_shape(work.patch)}, batch {work.batch_size}, {work.precision}"
-    whole = f", patches of {show_shape(work.volume)}" if work.patch != work.volume else ""
+    parts = "slices" if work.dims == 2 else "patches"
+    whole = f", {parts} of {show_shape(work.volume)}" if work.patch != work.volume else ""
     return what + whole
 
 

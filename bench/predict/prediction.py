@@ -301,8 +301,9 @@ def _predict_sampling(
     with _ieee(), _on(device, mode) as where, errors_in_a_line(), faking(mode):
         with where:
             network = method.build(work).eval()
-        conditions = Conditions.of(work, *random_batch(work)).some(slice(None), where)
-        x_T = torch.empty(work.batch_size, len(work.modality), *work.volume, device=where)
+        drawn_from = random_batch(work, sides=work.grid)
+        conditions = Conditions.of(work, *drawn_from).some(slice(None), where)
+        x_T = torch.empty(work.batch_size, len(work.modality), *work.grid, device=where)
         nothing: Any = AllOptimizers([])
         denoise = given(denoiser(network, work, where), conditions, guidance)
         probe = StepProbe(network, nothing, where, tensors_in([x_T, *conditions]))

@@ -93,6 +93,8 @@ class Trainings(Launcher[QualityCommand, TrainingPlan, QualityRun]):
                     f"--models {method.name}: quality cannot train its autoencoder yet; what its "
                     "stages cost is in docs/latent.md"
                 )
+        if command.overrides.dims == 2:
+            raise UserError("--dims 2: quality trains on volumes; run and predict take slices")
         limit = None if command.budget is None else parse_size(command.budget, "--budget")
         data = Data.ready(command, chosen, self.console)
         self.split = describe_split(data.sources, command.split_seed)

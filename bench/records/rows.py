@@ -29,7 +29,7 @@ class Work:
     volume: Shape | None = None
     """Of a whole volume, in voxels: `64` for a cube, `160x192x160` otherwise."""
     patch: Shape | None = None
-    """Of what one step sees; the volume's, unless the method trains on patches."""
+    """Of what one step sees; the volume's, unless the method trains on patches or slices."""
     padded_from: Shape | None = None
     """Of the data in a volume that --pad made larger."""
     batch_size: int | None = None
@@ -39,6 +39,8 @@ class Work:
     """What of IDM's `unet` was given: parameters or flops; empty where widths were typed."""
     couplings: int | None = None
     """A level and branch, of invertible networks; the others ignore it."""
+    dims: int | None = None
+    """Of the network: 3, or 2 of one that trains on slices."""
     modality: str | None = None
     """Of each channel of a volume."""
     condition: str | None = None

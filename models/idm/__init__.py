@@ -28,7 +28,12 @@ PUBLISHED = {
 
 
 def build(
-    *, in_channels: int = 1, channels: Sequence[int], couplings: int = 2, **options: Any
+    *,
+    in_channels: int = 1,
+    channels: Sequence[int],
+    couplings: int = 2,
+    dims: int = 3,
+    **options: Any,
 ) -> IDM:
     """An IDM by keywords, for registries: `partial(build, backward="stored")` is a method, too."""
-    return IDM(in_channels, channels, couplings, **options)
+    return IDM(in_channels, channels, couplings, dims=dims, **options)

@@ -136,7 +136,12 @@ class LeanIDM(IDM):
 
 
 def build(
-    *, in_channels: int = 1, channels: Sequence[int], couplings: int = 2, **options: Any
+    *,
+    in_channels: int = 1,
+    channels: Sequence[int],
+    couplings: int = 2,
+    dims: int = 3,
+    **options: Any,
 ) -> LeanIDM:
     """A `LeanIDM` by keywords, for registries."""
-    return LeanIDM(in_channels, channels, couplings, **options)
+    return LeanIDM(in_channels, channels, couplings, dims=dims, **options)

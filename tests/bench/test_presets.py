@@ -28,8 +28,9 @@ def test_small_is_the_same_for_all(name):
 
 @pytest.mark.parametrize("preset", ["small", pytest.param("equal", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("match", ["parameters", "flops"])
-def test_unet_is_as_large_as_idm_or_computes_as_much(preset, match):
-    unet, idm = (predict(name, preset=preset, match=match) for name in ("unet", "idm"))
+@pytest.mark.parametrize("dims", [3, pytest.param(2, marks=pytest.mark.slow)])
+def test_unet_is_as_large_as_idm_or_computes_as_much(preset, match, dims):
+    unet, idm = (predict(name, preset=preset, match=match, dims=dims) for name in ("unet", "idm"))
     column = "parameters" if match == "parameters" else "flops_step"
     assert getattr(unet, column) == pytest.approx(getattr(idm, column), rel=0.05)
     assert METHODS["unet"].workload(preset, Overrides(match=match)).match == match

@@ -135,8 +135,9 @@ GIVEN = Overrides(
 @pytest.mark.parametrize(
     "name",
     [
-        *(pytest.param(n, marks=pytest.mark.slow) if n in RELATED else n for n in METHOD_NAMES),
-        "idm+wavelet+patch",
+        pytest.param(name, marks=pytest.mark.slow) if name in RELATED else name
+        for name in (*METHOD_NAMES, "idm+wavelet+patch")
+        if name != "latent"
     ],
 )
 def test_a_conditional_training_is_predicted_to_the_byte(name):
@@ -159,6 +160,11 @@ def test_a_conditional_training_is_predicted_to_the_byte(name):
 
     columns = predict_method(method, work, device="cpu").columns()
     assert {key: columns[key] for key in measured} == measured
+
+
+def test_a_network_without_a_condition_says_so():
+    with pytest.raises(UserError, match="--models latent.*: takes no condition: its autoencoder"):
+        METHODS["latent"].workload("small", replace(GIVEN, volume=16, patch=16))
 
 
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
