@@ -163,7 +163,7 @@ def test_a_conditional_training_is_predicted_to_the_byte(name):
 
 
 def test_a_network_without_a_condition_says_so():
-    with pytest.raises(UserError, match="--models latent.*: takes no condition: its autoencoder"):
+    with pytest.raises(UserError, match=r"--models latent.*: takes no condition: its autoencoder"):
         METHODS["latent"].workload("small", replace(GIVEN, volume=16, patch=16))
 
 
