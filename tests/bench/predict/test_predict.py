@@ -3,6 +3,7 @@
 import re
 import warnings
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from unittest import mock
 
@@ -51,34 +52,6 @@ def trained_step(name, **overrides):
     return step, volumes
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=pytest.mark.slow) if name in RELATED else name
-        for name in METHOD_NAMES
-    ],
-)
-def test_every_method_at_small_is_predicted_to_the_byte(name):
-    step, volumes = trained_step(name)
-    batch = step.cut(volumes)
-    del volumes
-    probe = StepProbe(step.network, step.optimizer, "cpu", tensors_in(batch))
-    probe.start()
-    step(batch)
-    measured = probe.stop().columns()
-    x_t, t, _, keywords = step.noised(batch)
-    measured["flops_forward"] = forward_flops(step.network, x_t, t, **keywords)
-    assert measured.pop("peak_memory_source") == "tensor-storages"
-
-    prediction = predict(name, preset="small", device="cpu")
-    columns = prediction.columns()
-
-    assert {key: columns[key] for key in measured} == measured
-    assert columns["peak_memory_source"] == "predicted"
-    assert sum(prediction.parts.values()) == prediction.peak_memory_bytes
-    assert allocations(prediction.changes) == allocations(probe.changes)
-
-
 def track(step, batch):
     """Peak of a step, in bytes, by PyTorch's tracker."""
     tracker = MemTracker()
@@ -92,23 +65,59 @@ def track(step, batch):
     return tracker.get_tracker_snapshot("peak")[torch.device("cpu")]["Total"]
 
 
-@pytest.mark.parametrize("name", METHOD_NAMES)
-def test_memtracker_agrees_and_naming_layers_changes_nothing(name):
-    """On real tensors: PyTorch's own tracker, alone, and our probe with and without its hooks."""
-    size = {"volume": 16, "batch_size": 1, "patch": 16, "channels": (16, 32, 64)}
-    step, batch = trained_step(name, **size)
-    seen = []
-    for kind in (MemoryProbe, StepProbe):
-        probe = kind(step.network, step.optimizer, "cpu", [batch])
-        probe.start()
-        step(batch)
-        peak = probe.stop().peak_memory_bytes
-        seen.append(allocations(probe.changes))
-    tracked = track(step, batch)
+SIZE = {"volume": 16, "batch_size": 2, "channels": (16, 32, 64)}
 
-    assert seen[0] == seen[1]
-    prediction = predict(name, preset="small", device="cpu", **size)
-    assert prediction.peak_memory_bytes == peak == tracked
+
+@cache
+def predicted(name):
+    return predict(name, preset="small", device="cpu", **SIZE)
+
+
+def measured_step(step, batch):
+    """What is found of a step, and every change of memory."""
+    probe = StepProbe(step.network, step.optimizer, "cpu", tensors_in(batch))
+    probe.start()
+    step(batch)
+    measured = probe.stop().columns()
+    x_t, t, _, keywords = step.noised(batch)
+    measured["flops_forward"] = forward_flops(step.network, x_t, t, **keywords)
+    assert measured.pop("peak_memory_source") == "tensor-storages"
+    return measured, allocations(probe.changes)
+
+
+def assert_predicted(prediction, measured, changes):
+    columns = prediction.columns()
+    assert {key: columns[key] for key in measured} == measured
+    assert columns["peak_memory_source"] == "predicted"
+    assert sum(prediction.parts.values()) == prediction.peak_memory_bytes
+    assert allocations(prediction.changes) == changes
+
+
+@pytest.mark.parametrize("name", METHOD_NAMES)
+def test_every_method_is_predicted_to_the_byte(name):
+    """As PyTorch's own tracker sees it, alone, and our probe with and without its hooks."""
+    step, volumes = trained_step(name, **SIZE)
+    batch = step.cut(volumes)
+    del volumes
+    bare = MemoryProbe(step.network, step.optimizer, "cpu", tensors_in(batch))
+    bare.start()
+    step(batch)
+    bare.stop()
+    tracked = track(step, batch)
+    measured, changes = measured_step(step, batch)
+
+    assert_predicted(predicted(name), measured, changes)
+    assert allocations(bare.changes) == changes
+    assert predicted(name).peak_memory_bytes == tracked
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in METHOD_NAMES if name not in RELATED])
+def test_every_method_at_small_is_predicted_to_the_byte(name):
+    step, volumes = trained_step(name)
+    batch = step.cut(volumes)
+    del volumes
+    assert_predicted(predict(name, preset="small", device="cpu"), *measured_step(step, batch))
 
 
 @pytest.mark.slow
@@ -423,11 +432,9 @@ def test_the_peak_names_its_layer_and_operator():
 
 def test_a_recomputed_layer_is_named_by_what_runs_again():
     """Checkpointing: the peak is in the backward pass, in a layer of the block that runs again."""
-    prediction = predict("checkpoint", preset="small", volume=16)
-
     made_in_backward = {
         operator.layer
-        for operator in prediction.operators
+        for operator in predicted("checkpoint").operators
         if operator.in_backward and operator.name == "aten.convolution.default"
     }
     assert any(name.endswith("conv1.conv") for name in made_in_backward)
@@ -436,14 +443,14 @@ def test_a_recomputed_layer_is_named_by_what_runs_again():
 @pytest.mark.parametrize("name", METHOD_NAMES)
 def test_nearly_all_work_has_a_layer(name):
     """Forward, backward and recomputed alike; the rest belongs to the network as a whole."""
-    prediction = predict(name, preset="small", volume=32 if name == "latent" else 16)
+    prediction = predicted(name)
     nameless = sum(operator.flops for operator in prediction.operators if not operator.layer)
 
     assert nameless < 0.01 * prediction.flops_step
 
 
 def test_phases_come_in_order():
-    prediction = predict("idm", preset="small", volume=16)
+    prediction = predicted("idm")
     order = list(Phase)
     ranks = [order.index(phase) for phase in prediction.phases]
 
@@ -452,7 +459,7 @@ def test_phases_come_in_order():
 
 
 def test_inversion_stores_less_than_the_same_network_without_it():
-    idm, stored = (predict(name, preset="small") for name in ("idm", "idm-stored"))
+    idm, stored = predicted("idm"), predicted("idm-stored")
 
     assert idm.parameters == stored.parameters
     assert idm.stored_bytes < stored.stored_bytes / 5
