@@ -42,8 +42,16 @@ def iterate_batches(
 
 
 def whole(volumes: np.ndarray, chosen: Sequence[int]) -> Tensor:
-    """Some of (N, C, D, H, W), on the host."""
+    """Some of (N, C, …), on the host."""
     return torch.from_numpy(np.stack([volumes[index] for index in chosen]))
+
+
+def as_drawn(volumes: np.ndarray, work: Workload) -> np.ndarray:
+    """What is validated on, and drawn: whole volumes, or of (N, C, D, H, W) the middle slices.
+
+    With two dims they are (N, C, D, H), axial, one of each volume.
+    """
+    return volumes if work.dims == 3 else volumes[..., volumes.shape[-1] // 2]
 
 
 def labels_of(

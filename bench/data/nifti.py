@@ -267,6 +267,8 @@ def _unreadable(path: Path, error: BaseException) -> UserError:
 def write_nifti(path: Path, volumes: npt.ArrayLike, affines: npt.ArrayLike) -> list[Path]:
     """Volumes (N, C, D, H, W) as NIfTI-1 files, one a volume and channel; returns what was written.
 
+    Slices (N, C, D, H) get a third axis of one voxel.
+
     `samples.nii.gz` becomes `samples_0.nii.gz`, `samples_1.nii.gz`, …; with several channels
     `samples_0_0.nii.gz`, ….
 
@@ -278,7 +280,7 @@ def write_nifti(path: Path, volumes: npt.ArrayLike, affines: npt.ArrayLike) -> l
     places = np.broadcast_to(np.asarray(affines, dtype=float), (len(array), 4, 4))
     for index, (channels, affine) in enumerate(zip(array, places, strict=True)):
         for channel, voxels in enumerate(channels):
-            image = nibabel.Nifti1Image(voxels, affine)
+            image = nibabel.Nifti1Image(np.atleast_3d(voxels), affine)
             image.header.set_xyzt_units("mm")
             written.append(_file_of(path, index, channel, len(channels)))
             nibabel.save(image, written[-1])
@@ -286,13 +288,16 @@ def write_nifti(path: Path, volumes: npt.ArrayLike, affines: npt.ArrayLike) -> l
 
 
 def read_nifti(path: Path, channels: int) -> np.ndarray | None:
-    """What `write_nifti` wrote to `path`, (N, C, D, H, W) float32; None if there is nothing."""
+    """What `write_nifti` wrote to `path`, (N, C, …) float32; None if there is nothing."""
     volumes: list[list[np.ndarray]] = []
     while _file_of(path, len(volumes), 0, channels).exists():
         files = (_file_of(path, len(volumes), channel, channels) for channel in range(channels))
         images = (nibabel.Nifti1Image.from_filename(file) for file in files)
         volumes.append([image.get_fdata(dtype=np.float32) for image in images])
-    return np.asarray(volumes) if volumes else None
+    if not volumes:
+        return None
+    found = np.asarray(volumes)
+    return found[..., 0] if found.shape[-1] == 1 else found
 
 
 def _file_of(path: Path, index: int, channel: int, channels: int) -> Path:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..commands import SampleCommand
 from ..data import load
-from ..data.batches import whole
+from ..data.batches import as_drawn, whole
 from ..ddpm.diffusion import split_channels
 from ..ddpm.samplers import choose_start, denoiser, generate, given, name_sampler
 from ..errors import UserError
@@ -106,9 +106,7 @@ def _draw_each(
             scores += rows
             drawn[plan.method, plan.seed] = samples.numpy()
             members = _members(plan, command)
-            _, drawn_from = split_channels(
-                whole(load(Path(plan.volumes)), members), len(plan.work.modality)
-            )
+            _, drawn_from = split_channels(whole(_known(plan), members), len(plan.work.modality))
             path = out / run.samples_of(plan.method, plan.seed).name
             shown = pictures(plan.work.condition, drawn_from)
             write_samples(path, samples, shown, affines_of(plan, members))
@@ -123,9 +121,9 @@ def _draw(
     device: torch.device,
     display: ConsoleDisplay,
 ) -> tuple[Tensor, list[Score]]:
-    """(N, C, D, H, W) in [0, 1], on the CPU, and their scores."""
+    """(N, C, D, H, W) in [0, 1], or slices (N, C, D, H), on the CPU, and their scores."""
     denoise = denoiser(load_trained(run, plan, device), plan.work, device)
-    volumes = load(Path(plan.volumes))
+    volumes = _known(plan)
     members, image = _members(plan, command), len(plan.work.modality)
     conditions = conditions_of(plan, volumes, members)
     start = choose_start(command.sampler, denoise, volumes, plan.train, command.seed, device)
@@ -164,6 +162,11 @@ def _draw(
         masks=Masks.of(plan.work.condition, drawn_from, of_real),
     )  # fmt: skip
     return samples, scores
+
+
+def _known(plan: TrainingPlan) -> np.ndarray:
+    """Its volumes, as they are drawn."""
+    return as_drawn(load(Path(plan.volumes)), plan.work)
 
 
 def _members(plan: TrainingPlan, command: SampleCommand) -> list[int]:

@@ -42,8 +42,8 @@ def evaluate(
         network: with the averaged weights.
         denoise: its ε of whole volumes, (B, C + K, D, H, W) and (B,) int64, without gradients, in
             the precision of the training.
-        volumes: (N, C + K, D, H, W) float32 in [0, 1], of which `plan.train` and `plan.val` are the
-            indices of those that trained and those that validate.
+        volumes: (N, C + K, …) float32 in [0, 1], as they are drawn (`as_drawn`), of which
+            `plan.train` and `plan.val` are the indices of those that trained and that validate.
         events: `events.stage(name)` shows what is done.
         should_stop: whether Ctrl-C was typed.
 
@@ -101,11 +101,15 @@ def conditions_of(plan: TrainingPlan, volumes: np.ndarray, chosen: Sequence[int]
 def affines_of(plan: TrainingPlan, chosen: Sequence[int]) -> np.ndarray:
     """From voxels to mm, (N, 4, 4): samples lie where the volumes do whose condition they have.
 
-    Without a condition (4, 4), where a volume of the training typically does.
+    Without a condition (4, 4), where a volume of the training typically does. Of slices it is that
+    of the middle one.
     """
-    if plan.work.condition:
-        return load_affines(Path(plan.volumes))[list(chosen)]
-    return load_typical_affine(Path(plan.volumes), plan.train)
+    path = Path(plan.volumes)
+    conditional = bool(plan.work.condition)
+    of = load_affines(path)[list(chosen)] if conditional else load_typical_affine(path, plan.train)
+    if plan.work.dims == 2:
+        of[..., :3, 3] += of[..., :3, 2] * (plan.work.volume.sides[2] // 2)
+    return of
 
 
 def write_samples(
@@ -116,7 +120,7 @@ def write_samples(
     Args:
         path: of the samples, `idm-0.nii.gz`; a condition is `idm-0_mask.nii.gz`, both as
             `write_nifti` numbers them.
-        samples: (N, C, D, H, W).
+        samples: (N, C, D, H, W), or slices (N, C, D, H).
         condition: of `pictures`.
     """
     write_nifti(path, samples, affines)
@@ -126,7 +130,7 @@ def write_samples(
 
 
 def pictures(names: tuple[str, ...], condition: Tensor) -> dict[str, Tensor]:
-    """The channels (N, K, D, H, W) of a condition as volumes (N, D, H, W) for people.
+    """The channels (N, K, …) of a condition as volumes or slices (N, …) for people.
 
     `mask` has the number of the label, from 1 in the order of the channels; an image its own name.
     """

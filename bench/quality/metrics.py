@@ -1,6 +1,7 @@
 """How good a denoiser and its samples are: every number of Table 1, defined.
 
-Volumes are float32 (B, C, D, H, W) with intensities in [0, 1]; noise has the shape of the volumes
+Volumes are float32 (B, C, D, H, W) with intensities in [0, 1], or slices (B, C, D, H), of which a
+window of 11³ voxels is one of 11²; noise has the shape of the volumes
 and a standard deviation of 1. What compares two batches gives a number a sample, (B,), the mean
 over channels and voxels; take one channel, `volumes[:, :1]`, for one modality.
 
@@ -60,9 +61,9 @@ def ssim(volumes: Tensor, reference: Tensor) -> Tensor:
     of a side below 11 has a window of the largest odd number of voxels that fits.
     """
     similarity, _ = compute_ssim_and_cs(
-        volumes, reference, spatial_dims=3, data_range=DATA_RANGE, kernel_type="gaussian",
+        volumes, reference, volumes.ndim - 2, data_range=DATA_RANGE, kernel_type="gaussian",
         kernel_size=[_odd_at_most(min(SSIM_WINDOW, side)) for side in volumes.shape[2:]],
-        kernel_sigma=[SSIM_SIGMA] * 3,
+        kernel_sigma=[SSIM_SIGMA] * (volumes.ndim - 2),
     )  # fmt: skip
     return similarity.flatten(1).mean(1)
 
@@ -82,7 +83,7 @@ def ms_ssim(volumes: Tensor, reference: Tensor) -> Tensor:
     """
     weights = np.array(MS_SSIM_WEIGHTS[: ms_ssim_scales(min(volumes.shape[2:]))])
     similarity: Tensor = compute_ms_ssim(
-        volumes, reference, spatial_dims=3, data_range=DATA_RANGE, kernel_type="gaussian",
+        volumes, reference, volumes.ndim - 2, data_range=DATA_RANGE, kernel_type="gaussian",
         kernel_size=MS_SSIM_WINDOW, kernel_sigma=SSIM_SIGMA,
         weights=(weights / weights.sum()).tolist(),
     )  # fmt: skip

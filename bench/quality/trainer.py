@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..data import load
-from ..data.batches import iterate_order, labels_of, moved, pinned, whole
+from ..data.batches import as_drawn, iterate_order, labels_of, moved, pinned, whole
 from ..ddpm.samplers import denoiser
 from ..ddpm.step import Batch, Training, TrainingStep
 from ..harness.backends import known_problems
@@ -57,7 +57,7 @@ def run(
     trainer.train(should_stop)
     if trainer.is_over:
         with trainer.ema.applied(), suppress(Stopped):
-            evaluate(plan, trainer.network, trainer.denoise, trainer.volumes, events, should_stop)
+            evaluate(plan, trainer.network, trainer.denoise, trainer.drawn, events, should_stop)
 
 
 def learning_rate(training: Training, fraction: float) -> float:
@@ -77,6 +77,7 @@ class Trainer:
         self.plan, self.device, self.events = plan, device, events
         self.run = QualityRun(Path(plan.folder))
         self.volumes = load(Path(plan.volumes))
+        self.drawn = as_drawn(self.volumes, plan.work)
         torch.manual_seed(plan.seed)
         with device:
             self.network = METHODS[plan.method].build(plan.work)
@@ -84,7 +85,7 @@ class Trainer:
         self.ema = Ema(self.network, plan.ema)
         self.denoise = denoiser(self.network, plan.work, device)
         self.validation = Validation(
-            self.volumes, plan.val, plan.split_seed, plan.work.batch_size, device,
+            self.drawn, plan.val, plan.split_seed, plan.work.batch_size, device,
             len(plan.work.modality), plan.labels,
         )  # fmt: skip
         self.probes = self._open_energy()

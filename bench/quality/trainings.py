@@ -11,7 +11,7 @@ from rich.console import Console
 
 from ..commands import QualityCommand
 from ..data import Source, load
-from ..data.batches import whole
+from ..data.batches import as_drawn, whole
 from ..data.nifti import read_nifti
 from ..data.split import Split, default_subjects, describe_split, divide
 from ..ddpm.diffusion import split_channels
@@ -93,8 +93,6 @@ class Trainings(Launcher[QualityCommand, TrainingPlan, QualityRun]):
                     f"--models {method.name}: quality cannot train its autoencoder yet; what its "
                     "stages cost is in docs/latent.md"
                 )
-        if command.overrides.dims == 2:
-            raise UserError("--dims 2: quality trains on volumes; run and predict take slices")
         limit = None if command.budget is None else parse_size(command.budget, "--budget")
         data = Data.ready(command, chosen, self.console)
         self.split = describe_split(data.sources, command.split_seed)
@@ -224,11 +222,11 @@ class Trainings(Launcher[QualityCommand, TrainingPlan, QualityRun]):
 def volumes_beside(
     plan: TrainingPlan, members: Sequence[int]
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Real volumes (N, C, D, H, W) in [0, 1], and pictures of their conditions, (N, D, H, W) each.
+    """Real volumes or slices (N, C, …) in [0, 1], and pictures of their conditions, (N, …) each.
 
     All masks together are one picture, each label a grey of its own.
     """
-    volumes = whole(load(Path(plan.volumes)), members)
+    volumes = whole(as_drawn(load(Path(plan.volumes)), plan.work), members)
     real, condition = split_channels(volumes, len(plan.work.modality))
     shown = pictures(plan.work.condition, condition)
     if "mask" in shown:

@@ -42,9 +42,10 @@ def figure2(
 
     All in one grey scale, 0 black and 1 white, as radiologists look at them: the patient's right
     at the left of axial and coronal slices, the face to the left of sagittal ones, the crown up.
+    Slices, which are axial, are shown as they are.
 
     Args:
-        real: (N, C, D, H, W) in [0, 1].
+        real: (N, C, D, H, W) in [0, 1], or slices (N, C, D, H).
         generated: by method, of the same C, D, H, W. A method's row is empty where it has fewer
             volumes than are shown.
         modalities: what the C channels show; each has rows of its own.
@@ -59,7 +60,8 @@ def figure2(
         for name, volumes in {"real": real, **generated}.items()
     ]
     shown = max(len(volumes) for _, volumes in rows)
-    columns = shown * len(PLANES)
+    planes, noun = (PLANES, "volume") if real.ndim == 5 else (PLANES[:1], "slice")
+    columns = shown * len(planes)
     tile = (COLUMN_INCHES - _LABEL_INCHES) / columns
     height = _HEAD_INCHES + len(rows) * tile
     figure = Figure(figsize=(COLUMN_INCHES, height))
@@ -77,7 +79,7 @@ def figure2(
         )  # fmt: skip
         for index, volume in enumerate(volumes):
             for plane, cut in enumerate(middle_slices(volume)):
-                left = _LABEL_INCHES + (index * len(PLANES) + plane) * tile
+                left = _LABEL_INCHES + (index * len(planes) + plane) * tile
                 side = tile - _GAP_INCHES
                 axes = figure.add_axes(
                     (left / COLUMN_INCHES, bottom / height, side / COLUMN_INCHES, side / height)
@@ -89,15 +91,16 @@ def figure2(
     top = height - _HEAD_INCHES
     for index in range(columns):
         middle = _LABEL_INCHES + (index + 0.5) * tile
-        write(middle, top + 0.02, PLANES[index % 3], fontsize=6, **centred)
+        write(middle, top + 0.02, planes[index % len(planes)], fontsize=6, **centred)
     for index in range(shown):
-        middle = _LABEL_INCHES + (index + 0.5) * len(PLANES) * tile
-        write(middle, top + 0.13, f"volume {index + 1}", fontsize=7, **centred)
+        middle = _LABEL_INCHES + (index + 0.5) * len(planes) * tile
+        write(middle, top + 0.13, f"{noun} {index + 1}", fontsize=7, **centred)
     size = " × ".join(map(str, real.shape[2:]))
+    shown_of = "Middle slices of volumes" if noun == "volume" else "Axial slices"
     return Picture(
-        "figure2", "Figure 2. Real and generated volumes",
-        f"Middle slices of volumes of {size} voxels, all in one grey scale. The patient's right is "
-        "at the left; sagittal slices face left.",
+        "figure2", f"Figure 2. Real and generated {noun}s",
+        f"{shown_of} of {size} voxels, all in one grey scale. The patient's right is at the left; "
+        "sagittal slices face left.",
         "Rows: " + ", ".join(label for label, _ in rows), figure,
     )  # fmt: skip
 
@@ -105,9 +108,13 @@ def figure2(
 def middle_slices(volume: np.ndarray) -> list[np.ndarray]:
     """Axial, coronal and sagittal slice of (D, H, W), as an image's rows from the top.
 
+    Of (D, H), which is axial, itself.
+
     The axes run left → right, posterior → anterior, inferior → superior: each slice is turned so
     that up is the face or the crown, and left the patient's right or the face.
     """
+    if volume.ndim == 2:
+        return [volume.T[::-1, ::-1]]
     d, h, w = (side // 2 for side in volume.shape)
     return [cut.T[::-1, ::-1] for cut in (volume[:, :, w], volume[:, h], volume[d])]
 
