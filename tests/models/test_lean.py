@@ -77,7 +77,7 @@ def test_the_largest_skip_is_not_kept():
         with FakeTensorMode(), LiveStorages() as watch:
             net = build(channels=(32, 64), stream_bytes=stream_bytes)
             optimizer = net.make_optimizer(learning_rate=1e-4)
-            x, t = torch.randn(4, 1, 32, 32, 32), torch.zeros(4, dtype=torch.long)
+            x, t = torch.randn(2, 1, 32, 32, 32), torch.zeros(2, dtype=torch.long)
             base = watch.live
             net(x, t).square().mean().backward()
             optimizer.step()
@@ -90,7 +90,7 @@ def test_small_samples_are_not_streamed():
     for stream_bytes in (0, 2**20, None):
         with FakeTensorMode(), LiveStorages() as watch:
             net = build(channels=(32, 64), stream_bytes=stream_bytes)
-            x, t = torch.randn(4, 1, 16, 16, 16), torch.zeros(4, dtype=torch.long)
+            x, t = torch.randn(2, 1, 16, 16, 16), torch.zeros(2, dtype=torch.long)
             net(x, t).square().mean().backward()
         peaks[stream_bytes] = watch.peak
     assert 32 * 16**3 * 4 < 2**20  # bytes of a sample's state

@@ -16,10 +16,11 @@ from monai.networks.nets import DiffusionModelUNet
 from torch import nn
 
 from bench.methods import METHODS
-from bench.predict import autocast, predict
+from bench.predict import autocast, predict, predict_method
 from bench.predict.attention import of_capability
 from bench.predict.card import on_card
 from bench.predict.fake import FaithfulFakeMode, faking
+from bench.presets import Overrides
 from bench.probes.memory import Part
 
 POLICIES = (
@@ -130,8 +131,12 @@ ATTENTION = (
 @pytest.mark.parametrize("name", METHODS)
 def test_in_float32_a_method_runs_the_operators_of_a_cpu(name):
     """All but attention, whose kernel is another, and of which a CPU copies the result."""
+    size = Overrides(volume=16, batch_size=1, channels=(8, 16, 32), couplings=1)
+    if name == "latent":
+        size = Overrides(volume=32)
+    work = METHODS[name].workload("small", size)
     on_cpu, on_a_card = (
-        predict(name, preset="small", volume=32 if name == "latent" else 16, device=device)
+        predict_method(METHODS[name], work, device=device, count_forward=False)
         for device in ("cpu", "cuda")
     )
 
