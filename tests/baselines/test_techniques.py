@@ -2,6 +2,7 @@
 
 import random
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import pytest
@@ -86,11 +87,17 @@ def gradients(step: TrainingStep) -> dict[str, torch.Tensor]:
     return found
 
 
+@cache
+def gradients_of(name: str) -> dict[str, torch.Tensor]:
+    return gradients(step_of(name, double=True))
+
+
 @pytest.mark.parametrize(
     ("network", "technique"), pairs(GRID + OTHERS, *(t for t in EXACT if t != FUSED))
 )
 def test_an_exact_technique_gives_the_gradients_of_the_bare_network(network, technique):
-    bare, changed = (gradients(step_of(n, True)) for n in (network, f"{network}+{technique}"))
+    bare = gradients_of(network)
+    changed = gradients(step_of(f"{network}+{technique}", double=True))
     assert bare.keys() == changed.keys()
     most = max(gradient.norm() for gradient in bare.values())
     for name, gradient in bare.items():  # a bias before a norm has none, but for rounding
@@ -113,8 +120,7 @@ def test_two_steps_take_the_bytes_that_were_predicted(network, technique):
     probe.start()
     step(batch)
     measured = probe.stop()
-    found = predict(name, preset="small", volume=16, batch_size=2, channels=(8, 16), couplings=1,
-                    device="cpu")  # fmt: skip
+    found = predict_method(METHODS[name], step.work, device="cpu", count_forward=False)
     assert found.peak_memory_bytes == measured.peak_memory_bytes
     assert found.flops_step == measured.flops_step
 
@@ -136,10 +142,13 @@ def test_updates_in_the_backward_pass_are_those_after_it(network, technique):
 
 def test_offloading_is_predicted_on_a_card_with_what_the_host_then_holds():
     """What leaves the card is on the host: no byte is lost on the way."""
-    here, there = (predict(name, preset="small") for name in ("unet", "unet+offload"))
+    here, there = (
+        predict(name, preset="small", volume=16, channels=(16, 32))
+        for name in ("unet", "unet+offload")
+    )
     assert here.host_bytes == 0
     assert there.peak_memory_bytes < here.peak_memory_bytes
-    assert there.host_bytes > 2**27
+    assert there.host_bytes > 2**24
     assert there.stored_bytes + there.host_bytes == here.stored_bytes
     assert there.flops_step == here.flops_step
 

@@ -21,7 +21,7 @@ from tests.volumes import make_brats_folder
 
 ROOT = Path(__file__).parents[3]
 METHODS = ["unet", "checkpoint", "patchddm", "idm", "idm-lean"]
-TINY = ["--volume", "16", "--batch-size", "1", "--channels", "32", "64", "128"]
+TINY = ["--volume", "16", "--batch-size", "1", "--channels", "32", "64", "--idle", "0.5"]
 PARTS = ["parameter_bytes", "gradient_bytes", "optimizer_bytes", "activation_bytes", "other_bytes"]
 
 

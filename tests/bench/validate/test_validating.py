@@ -61,7 +61,7 @@ def test_a_page_says_it_and_a_file_is_to_be_sent(validated):
 
 def test_a_method_that_cannot_be_measured_is_a_row_with_its_reason(tmp_path):
     command = ValidateCommand(
-        models=("idm",), preset="small", device="cpu", overrides=Overrides(volume=16), out=tmp_path,
+        models=("idm",), preset="small", device="cpu", overrides=TINY, out=tmp_path,
         timeout=1e-3,
     )  # fmt: skip
     assert run_validate(command, Console(file=StringIO())) == 1
