@@ -1,6 +1,7 @@
 """The path of a lab: a flat folder of scans and masks, by commands, to samples over their masks."""
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -45,10 +46,19 @@ def test_from_a_folder_of_masks_to_samples_that_lie_over_them(tmp_path, monkeypa
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     (tmp_path / "scans").mkdir()
     scans = make_folder(tmp_path / "scans")
+    shape = ("--volume", "21x27x21", "--pad", "--channels", 8, 16, "--models", "idm")
+    with monkeypatch.context() as patch:  # one core: the predictions stay in this process
+        patch.setattr(os, "sched_getaffinity", lambda pid: {0}, raising=False)
+        patch.setattr(os, "cpu_count", lambda: 1)
+        command(patch, "recommend", "--gpu", "rtx4090", *shape, "--condition", "grey", "white",
+                "--margin", "23.62GiB", "--out", tmp_path / "recommended")  # fmt: skip
+    first, *_ = pd.read_csv(tmp_path / "recommended" / "recommend.csv").to_dict("records")
+    assert (first["method"], first["kind"], first["fits"]) == ("idm", "exact", True)
+    assert (first["volume"], first["padded_from"]) == ("22x28x22", "21x27x21")
+
     data = (
         "--data", "nifti", "--data-dir", scans, "--modality", "t1=*_T1w.nii.gz",
-        "--condition", "seg=*_seg.nii.gz", "--volume", "21x27x21", "--pad",
-        "--channels", 8, 16, "--models", "idm", "--out", tmp_path,
+        "--condition", "seg=*_seg.nii.gz", *shape, "--out", tmp_path,
     )  # fmt: skip
     command(monkeypatch, "run", *data, "--steps", 2)
     command(monkeypatch, "quality", *data, "--steps", 4, "--validations", 1, "--samples", 0)
@@ -56,6 +66,8 @@ def test_from_a_folder_of_masks_to_samples_that_lie_over_them(tmp_path, monkeypa
     (trained,) = tmp_path.glob("*-quality-small")
     row = pd.read_csv(cost / "runs.csv").iloc[0]
     assert (row["status"], row["condition"]) == ("ok", "seg:1 seg:2")
+    assert row["volume"] == first["volume"]
+    assert row["parameters"] == first["parameters"]  # of as many channels
 
     drawn = tmp_path / "drawn"
     command(monkeypatch, "sample", trained, "--condition-from", "test", "--samples", 1,

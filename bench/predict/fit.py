@@ -159,7 +159,7 @@ def answer(question: Question) -> Fit:
         one_needs,
         question.limit,
         start=max(work.volume) // multiple,
-        power=3,
+        power=work.dims,
         most=2048 // multiple,
     )
     if not count or not one_needs(count):
