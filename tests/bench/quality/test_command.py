@@ -47,7 +47,7 @@ def finished(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
         arguments = ["--models", "idm", "patchddm", "--steps", "4", "--validations", "2", *TINY]
-        arguments += ["--samples", "2", "--sampler-steps", "10"]
+        arguments += ["--samples", "2", "--sampler-steps", "4"]
         arguments += ["--out", str(folder / "out")]
         patch.setattr(sys, "argv", ["bench", "quality", *arguments])
         status = cli.main()
@@ -116,7 +116,7 @@ def test_what_they_are_worth(finished):
     scores = run.scores()
     for method in ("idm", "patchddm"):
         of_method = scores[scores["method"] == method]
-        drawn = of_method[of_method["protocol"] == "ddpm-clipped-10"]
+        drawn = of_method[of_method["protocol"] == "ddpm-clipped-4"]
         assert {"ms_ssim", "histogram_distance", "sampling_peak_memory_bytes"} <= set(
             drawn["column"]
         )
@@ -135,7 +135,7 @@ def test_what_they_are_worth(finished):
         assert (run.folder / f"{name}.pdf").read_bytes().startswith(b"%PDF")
     assert "patchddm, T1" in (run.folder / "table1.md").read_text()
     page = (run.folder / "report.html").read_text()
-    assert "Figure 2. Real and generated volumes, drawn by ddpm-clipped-10, " in page
+    assert "Figure 2. Real and generated volumes, drawn by ddpm-clipped-4, " in page
 
 
 def test_nothing_that_is_finished_is_trained_again(finished, monkeypatch, capsys):

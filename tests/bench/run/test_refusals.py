@@ -78,8 +78,9 @@ def test_a_damaged_file_is_named(refuse, tmp_path, damage):
 def test_an_output_folder_that_cannot_be_written(refuse, tmp_path):
     (tmp_path / "file").write_text("")
     assert "--out" in refuse(
-        "--models", "idm", "--steps", "1", "--idle", "0", out=tmp_path / "file" / "results"
-    )
+        "--models", "idm", "--steps", "1", "--idle", "0", "--volume", "8", "--subjects", "1",
+        out=tmp_path / "file" / "results",
+    )  # fmt: skip
 
 
 def test_the_real_process_prints_a_line_and_exits_with_2(tmp_path):
