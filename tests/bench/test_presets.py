@@ -1,6 +1,7 @@
 """Workloads: what each method trains on in each preset (DESIGN §6)."""
 
 from dataclasses import replace
+from functools import cache
 
 import pytest
 
@@ -26,11 +27,17 @@ def test_small_is_the_same_for_all(name):
     assert work.channels == ((12, 24, 48, 96) if of_unet else (32, 64, 128, 256))
 
 
+@cache
+def idm_of(preset, dims):
+    """Nothing is matched to another network: it is the one that others are matched to."""
+    return predict("idm", preset=preset, dims=dims)
+
+
 @pytest.mark.parametrize("preset", ["small", pytest.param("equal", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("match", ["parameters", "flops"])
 @pytest.mark.parametrize("dims", [3, pytest.param(2, marks=pytest.mark.slow)])
 def test_unet_is_as_large_as_idm_or_computes_as_much(preset, match, dims):
-    unet, idm = (predict(name, preset=preset, match=match, dims=dims) for name in ("unet", "idm"))
+    unet, idm = predict("unet", preset=preset, match=match, dims=dims), idm_of(preset, dims)
     column = "parameters" if match == "parameters" else "flops_step"
     assert getattr(unet, column) == pytest.approx(getattr(idm, column), rel=0.05)
     assert METHODS["unet"].workload(preset, Overrides(match=match)).match == match

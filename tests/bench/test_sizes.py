@@ -80,7 +80,7 @@ def test_what_is_no_shape_is_refused_by_the_command_line(monkeypatch, capsys):
 
 def test_the_command_line_takes_a_shape_and_the_table_has_it(monkeypatch, tmp_path):
     """`predict`, to the CSV and back; a cube is written as it always was."""
-    for typed, written in ((BOX, BOX), ("16", "16"), ("16x16x16", "16")):
+    for typed, written in ((BOX, BOX), ("16x16x16", "16")):
         argv = ["bench", "predict", "--preset", "small", "--models", "idm", "patchddm", "--volume"]
         channels = ["--channels", "8", "16", "--out", str(tmp_path)]
         monkeypatch.setattr(sys, "argv", [*argv, typed, *channels])
