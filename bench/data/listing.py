@@ -227,6 +227,7 @@ def _from_json(path: Path) -> Listing:
     """
     try:
         content = json.loads(_text(path))
+        json.dumps(content, ensure_ascii=False).encode()  # a name that no file of ours could hold
         if "training" not in content and "channel_names" in content:
             return _from_nnunet(path, content)
         cases = [*content["training"], *content.get("validation", [])]

@@ -257,12 +257,14 @@ def test_a_dataset_json_of_nnunet(of_nnunet):
         ({"channel_names": {"0": "MR", "1": "MR"}}, "--modality MR=imagesTr/*_0000.nii.gz"),
         ({"labels": {"0": "background"}}, "not a dataset.json as MONAI"),
         ({"labels": {"grey": float("inf")}}, "not a dataset.json as MONAI"),
-        ({}, "subjects with flair: 0; what is there: T1w, T2w, label"),
+        ({"labels": {"\ud800": 1, "white": 2}}, "not a dataset.json as MONAI"),
+        ({}, "subjects with flair: 0, label: 3 (sub-01, …); what is there: T1w, T2w, label"),
     ],
 )
 def test_a_dataset_json_of_nnunet_that_does_not_fit_its_folder(of_nnunet, changed, said):
     (of_nnunet / "dataset.json").write_text(json.dumps(NNUNET | changed))
-    assert said in refusal(of_nnunet, "flair")
+    columns = ("T1w",) if "labels" in changed else ("flair",)
+    assert said in refusal(of_nnunet, *columns, condition=("label",))
 
 
 def test_visits_of_a_person_are_in_one_part():
