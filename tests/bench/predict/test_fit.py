@@ -1,6 +1,7 @@
 """What fits: the answer fits, and one more does not."""
 
 from dataclasses import replace
+from functools import cache
 
 import pytest
 
@@ -23,9 +24,10 @@ NARROW = Overrides(channels=(16, 32))
 EXPANDABLE = AllocConf(expandable_segments=True)
 
 
+@cache
 def predicted(method, **overrides):
     work = METHODS[method].workload("small", replace(NARROW, **overrides))
-    return predict_method(METHODS[method], work)
+    return predict_method(METHODS[method], work, count_forward=False)
 
 
 def needs(method, **overrides):
