@@ -26,6 +26,7 @@ PUBLISHED: dict[str, Any] = {
 }
 REQUIRES = ("iunets", "memcnn")
 """Packages of the extra `peers`."""
+ONLY_FP32 = "MemCNN computes again in the backward pass, where autocast is off"
 
 
 def build(

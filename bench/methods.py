@@ -61,6 +61,8 @@ class Method:
     """Its widths for `--match`, if nobody published any (`bench.presets.workload`)."""
     requires: tuple[str, ...] = ()
     """Packages that it builds with, and that are no dependencies of this one."""
+    only_fp32: str = ""
+    """Why it cannot be trained in 16 bits."""
 
     @property
     def kind(self) -> Kind:
@@ -105,6 +107,8 @@ class Method:
                     f"(the nearest: {', '.join(map(str, _nearest(shape, multiple, work.dims)))}); "
                     "--pad goes up to the next"
                 )
+        if self.only_fp32 and work.precision != "fp32":
+            raise UserError(f"--models {self.name}: no {work.precision}: {self.only_fp32}")
         if work.precision == "fp16" and optimizer_of((*self.within, *self.techniques)):
             raise UserError(
                 f"--models {self.name}: fp16 scales the gradients, which only AdamW undoes; "
@@ -197,6 +201,7 @@ def _method(
         name, partial(found.build, **options), found.PUBLISHED, network or name,
         tuple(TECHNIQUES[each] for each in techniques), tuple(TECHNIQUES[each] for each in within),
         matched=getattr(found, "MATCHED", {}), requires=getattr(found, "REQUIRES", ()),
+        only_fp32=getattr(found, "ONLY_FP32", ""),
     )  # fmt: skip
 
 

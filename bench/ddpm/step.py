@@ -8,7 +8,8 @@ What a network may offer beside `forward(x_t, t) -> eps`:
 - `latents`: it trains on latents, which `latents.encode(volumes, device, dtype)` makes of all
   volumes beforehand, of the shape `latents.shape(shape)`;
 - `make_optimizer(learning_rate, lambda_l2) -> Optimizer`: for a method that updates in its own
-  way. One that adds the λ_L2 term itself has an attribute `lambda_l2`;
+  way. One that adds the λ_L2 term itself has an attribute `lambda_l2`; tensors that it keeps
+  beside its state are its `constants`;
 - `techniques`: how it is trained (`bench/ddpm/technique.py`); `bench.methods` puts them there.
 """
 
@@ -109,8 +110,9 @@ class TrainingStep:
         return loss + self.training.lambda_l2 * weight_norm
 
     def held(self, batch: Batch) -> list[Any]:
-        """What has tensors before a step, beside the network and the optimizer."""
-        return [batch, *vars(self.scaler).values()]
+        """What has tensors before a step, beside the network and the optimizer's state."""
+        constants = [self.diffusion.log_snr, *getattr(self.optimizer, "constants", ())]
+        return [batch, *vars(self.scaler).values(), constants]
 
     def prepared(self, volumes: np.ndarray) -> np.ndarray:
         """What of all volumes (N, C + K, D, H, W) it trains on: themselves, or their latents."""

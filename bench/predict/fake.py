@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._prims_common import compute_elementwise_output_strides
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, in_kernel_invocation_manager
 from torch.optim import optimizer
 from torch.utils import _foreach_utils
@@ -90,6 +91,25 @@ _NORMS: dict[Any, int] = {
 """Norm -> which argument is the weights."""
 _GROUP_NORM_BACKWARD = torch.ops.aten.native_group_norm_backward.default
 
+# Elementwise kernels for which PyTorch's rules for fake tensors are those of other operators that
+# compute the same, and lay out the result otherwise where one input is channels-last.
+_OF_ACTIVATIONS = frozenset(
+    {
+        torch.ops.aten.elu_backward.default,
+        torch.ops.aten.hardsigmoid_backward.default,
+        torch.ops.aten.hardswish_backward.default,
+        torch.ops.aten.hardtanh_backward.default,
+        torch.ops.aten.softplus_backward.default,
+    }
+)
+_OF_LOSSES = frozenset(
+    {
+        torch.ops.aten.huber_loss_backward.default,
+        torch.ops.aten.mse_loss_backward.default,
+        torch.ops.aten.smooth_l1_loss_backward.default,
+    }
+)
+
 # Their values follow from their arguments: `torch.arange(2, 5).tolist()` is how MONAI's losses name
 # the axes of a volume.
 _COUNTING = frozenset(
@@ -144,6 +164,10 @@ class FaithfulFakeMode(FakeTensorMode):
         if func is _UNSCALE:
             args[1]._says = 0.0  # nothing overflowed, so the optimizer steps
         out: Any = self.dispatch(func, types, args, kwargs)
+        if func in _OF_ACTIVATIONS:
+            out = _laid_out(out, args)
+        if func in _OF_LOSSES:
+            out = out.contiguous()  # Loss.cpp begins with zeros that are
         if func is attention.EFFICIENT:
             out = attention.with_seeds_on_the_host(out)
         if func is attention.CUDNN:
@@ -200,6 +224,15 @@ class FaithfulFakeMode(FakeTensorMode):
 
     def _is_ours(self, tensor: Any) -> bool:
         return type(tensor) is FakeTensor and tensor.fake_mode is self and tensor.constant is None
+
+
+def _laid_out(out: Tensor, args: tuple) -> Tensor:
+    """The result of an elementwise kernel, in the order in which its inputs lie in memory."""
+    whole = [each for each in args if isinstance(each, Tensor) and each.shape == out.shape]
+    strides = compute_elementwise_output_strides(*whole)
+    if strides == out.stride():
+        return out
+    return out.new_empty_strided(out.shape, strides)
 
 
 def _with_statistics_of(weights: Tensor | None, results: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

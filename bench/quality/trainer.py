@@ -162,7 +162,8 @@ class Trainer:
 
     def _measured(self, batch: Batch) -> Tensor:
         """A step like any other, whose peak of memory is followed."""
-        memory = MemoryProbe(self.network, self.step.optimizer, self.device, tensors_in(batch))
+        held = tensors_in(self.step.held(batch))
+        memory = MemoryProbe(self.network, self.step.optimizer, self.device, held)
         memory.start()
         loss = self.step(batch)
         self.progress.peak = memory.stop().columns()

@@ -143,10 +143,15 @@ class ByteAdamW(torch.optim.Optimizer):
         self.quantizers = LogQuantizer(True, octaves=20), LogQuantizer(False, octaves=24)
         self.pull: Tensor | None = None
         devices = {p.device for group in self.param_groups for p in group["params"]}
-        self.dither = {device: Dither(device) for device in devices}
+        self.dither = {device: Dither(device) for device in devices if eight_bit}
         for group in self.param_groups:
             for parameter in group["params"]:
                 self.state[parameter] = self._new_state(parameter)
+
+    @property
+    def constants(self) -> list[Tensor]:
+        """What it keeps beside its state."""
+        return [table for each in self.dither.values() for table in (each.down, each.across)]
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:

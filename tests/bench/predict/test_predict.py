@@ -9,6 +9,7 @@ from unittest import mock
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.distributed._tools.mem_tracker import MemTracker
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -75,7 +76,7 @@ def predicted(name):
 
 def measured_step(step, batch):
     """What is found of a step, and every change of memory."""
-    probe = StepProbe(step.network, step.optimizer, "cpu", tensors_in(batch))
+    probe = StepProbe(step.network, step.optimizer, "cpu", tensors_in(step.held(batch)))
     probe.start()
     step(batch)
     measured = probe.stop().columns()
@@ -99,7 +100,7 @@ def test_every_method_is_predicted_to_the_byte(name):
     step, volumes = trained_step(name, **SIZE)
     batch = step.cut(volumes)
     del volumes
-    bare = MemoryProbe(step.network, step.optimizer, "cpu", tensors_in(batch))
+    bare = MemoryProbe(step.network, step.optimizer, "cpu", tensors_in(step.held(batch)))
     bare.start()
     step(batch)
     bare.stop()
@@ -158,7 +159,7 @@ def test_a_conditional_training_is_predicted_to_the_byte(name):
     step = TrainingStep(method.build(work), work)
     step(step.cut(*random_batch(work)))
     batch = step.cut(*random_batch(work))
-    probe = StepProbe(step.network, step.optimizer, "cpu", tensors_in(batch))
+    probe = StepProbe(step.network, step.optimizer, "cpu", tensors_in(step.held(batch)))
     probe.start()
     step(batch)
     measured = probe.stop().columns()
@@ -371,6 +372,32 @@ def test_a_norm_of_16_bits_by_weights_of_32_makes_what_a_cpu_makes(make):
     with faking(FaithfulFakeMode()):
         fake = step()
     assert fake == step()
+
+
+ELEMENTWISE = {
+    "elu": F.elu, "gelu": F.gelu, "hardsigmoid": F.hardsigmoid, "hardswish": F.hardswish,
+    "hardtanh": F.hardtanh, "mish": F.mish, "silu": F.silu, "softplus": F.softplus,
+    "leaky_relu": F.leaky_relu, "tanh": torch.tanh,
+    **{f.__name__: lambda x, f=f: f(x, torch.zeros_like(x), reduction="none")
+       for f in (F.mse_loss, F.smooth_l1_loss, F.huber_loss)},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("function", ELEMENTWISE.values(), ids=ELEMENTWISE)
+@pytest.mark.parametrize("swapped", [False, True])
+def test_a_gradient_lies_in_memory_as_a_kernel_puts_it(function, swapped):
+    """Where x lies otherwise than the gradient of what is made of it."""
+
+    def strides():
+        x, gradient = torch.zeros(2, 4, 6, 6, 6), torch.zeros(2, 4, 6, 6, 6)
+        first = gradient if swapped else x
+        first.data = first.to(memory_format=torch.channels_last_3d)
+        y = function(x.requires_grad_())
+        return torch.autograd.grad(y, x, gradient)[0].stride()
+
+    with faking(FaithfulFakeMode()):
+        fake = strides()
+    assert fake == strides()
 
 
 @pytest.mark.parametrize("function", [lambda x, y: x.mul_(y), lambda x, y: x.copy_(y)])

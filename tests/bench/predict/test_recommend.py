@@ -94,7 +94,7 @@ def measure(name: str, shape: Shape) -> int:
     step = TrainingStep(METHODS[name].build(work), work)
     batch = torch.rand(1, 1, *shape)
     step(batch)
-    probe = StepProbe(step.network, step.optimizer, "cpu", tensors_in(batch))
+    probe = StepProbe(step.network, step.optimizer, "cpu", tensors_in(step.held(batch)))
     probe.start()
     step(batch)
     return probe.stop().peak_memory_bytes
