@@ -6,10 +6,11 @@ Needs the packages of the extra `peers`.
 """
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -63,12 +64,11 @@ class Way:
     """0 where it was not measured."""
 
 
-def refusal(network: str, technique: str) -> str:
-    """Why the two cannot be combined; empty where they can."""
+def refusal(network: str, technique: str, work: Callable[..., Any] = ON_CARD) -> str:
+    """Why the two cannot be combined, for this workload; empty where they can."""
     name = f"{network}+{technique}"
     try:
-        for work in (ON_CARD, ON_CPU):
-            work(*find_methods([name]))
+        work(*find_methods([name]))
     except UserError as error:
         return str(error).removeprefix(f"--models {name}: ")
     return ""

@@ -25,7 +25,7 @@ FUSED = "fused-backward"
 """It leaves no gradients that could be compared: its updates are, below."""
 
 
-GRID = [(n, t) for n in NETWORKS for t in ADDED if not refusal(n, t)]
+GRID = [(n, t) for n in NETWORKS for t in ADDED if not refusal(n, t, ON_CPU)]
 OTHERS = [("wdm", "checkpoint"), ("wdm", "checkpoint-level")]
 """Of networks whose parts are those of the networks above."""
 

@@ -59,7 +59,7 @@ def track(step, batch):
     # Its module hooks collect gradients in pairs and so keep them alive: 0.3 % of this peak.
     # They only tell modules apart.
     tracker._mod_tracker = mock.MagicMock(is_bw=False)
-    tracker.track_external(step.network, step.optimizer, batch, step.diffusion.log_snr)
+    tracker.track_external(step.network, step.optimizer, *tensors_in(step.held(batch)))
     with tracker, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         step(batch)
