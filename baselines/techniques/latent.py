@@ -7,7 +7,7 @@ autoencoder nor has it on the device: what both, and decoding, cost is in docs/l
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -18,8 +18,8 @@ from torch import Tensor, nn
 KIND = "another task"
 DIMS = (3,)
 HALVINGS = 2
-CHANNELS = 4
-"""Of the latents."""
+SHRINK, CHANNELS = 2**HALVINGS, 4
+"""Of the latents: by how much their sides are smaller, and their channels."""
 EXCLUDES = {
     "wavelet": "each changes what the network sees of a volume",
     "patch": "latents are of whole volumes",
@@ -50,7 +50,7 @@ def build(
 
 
 class Latents:
-    """The way from volumes (…, C, D, H, W) to latents (…, 4, D/4, H/4, W/4), and its autoencoder.
+    """The way from volumes (…, C, D, H, W) to latents (…, 4, D/4, H/4, W/4), and back.
 
     Latents are scaled to [0, 1], as volumes are: so the diffusion and its samplers, which clamp
     what they take for x_0, need to know nothing of them.
@@ -61,53 +61,87 @@ class Latents:
 
     @cached_property
     def autoencoder(self) -> nn.Module:
-        """On the CPU, with random weights; made when it is first asked for."""
+        """On the CPU, with random weights; made when it is first asked for.
+
+        Its buffers `low` and `high`, (4, 1, 1, 1), are the latents that are 0 and 1.
+        """
         with torch.device("cpu"):
             built = autoencoder(self.image_channels, self.widths)
-            for name, value in (("low", 0.0), ("high", 1.0)):
-                built.register_buffer(name, torch.full((CHANNELS, 1, 1, 1), value))
+            for name in ("low", "high"):
+                built.register_buffer(name, torch.zeros(CHANNELS, 1, 1, 1))
         return built
 
     @staticmethod
     def shape(volumes: tuple[int, ...]) -> tuple[int, ...]:
         """Of the latents of volumes of this shape."""
         *batch, _, depth, height, width = volumes
-        return (*batch, CHANNELS, *(side // 2**HALVINGS for side in (depth, height, width)))
+        return (*batch, CHANNELS, *(side // SHRINK for side in (depth, height, width)))
 
     @torch.no_grad()
     def encode(
-        self, volumes: np.ndarray, device: torch.device, dtype: torch.dtype | None = None
+        self,
+        volumes: Sequence[np.ndarray] | np.ndarray,
+        device: torch.device,
+        dtype: torch.dtype | None = None,
     ) -> np.ndarray:
-        """Latents (N, 4, D/4, H/4, W/4) in [0, 1] of volumes (N, C, D, H, W), on the host.
+        """Latents (N, 4, D/4, H/4, W/4) of volumes (N, C, D, H, W) in [0, 1], on the host.
 
-        Volume by volume, in windows; without the noise of the autoencoder's posterior. The least
-        and the largest value of each channel become 0 and 1.
+        Volume by volume, in windows; without the noise of the autoencoder's posterior. The range of
+        the first volumes that are encoded becomes [0, 1], by channel.
 
         Args:
             device: that the autoencoder runs on meanwhile.
             dtype: 16-bit type of autocast, or None.
         """
-        from monai.inferers import sliding_window_inference
-
-        network: Any = self.autoencoder.to(device).eval()
-        roi = [min(WINDOW, side) for side in volumes.shape[2:]]
-
-        def latents(window: Tensor) -> Tensor:
-            with torch.autocast(device.type, dtype, enabled=dtype is not None):
-                return network.encode(window)[0].float()  # type: ignore[no-any-return]
-
-        def latents_of(volume: np.ndarray) -> Any:
-            return sliding_window_inference(
-                torch.from_numpy(np.array(volume))[None], roi, 1, latents, OVERLAP,
-                mode="gaussian", sw_device=device, device="cpu",
-            )  # fmt: skip
-
-        found = torch.cat([latents_of(volume) for volume in volumes])
-        network.cpu()
-        network.low.copy_(found.amin((0, 2, 3, 4), keepdim=True)[0])
-        network.high.copy_(found.amax((0, 2, 3, 4), keepdim=True)[0])
+        network: Any = self.autoencoder
+        found = torch.cat(
+            [
+                self._in_windows(lambda window: network.encode(window)[0], WINDOW,
+                                 torch.from_numpy(np.array(volume))[None], device, dtype)
+                for volume in volumes
+            ]
+        )  # fmt: skip
+        if torch.equal(network.low, network.high):
+            network.low.copy_(found.amin((0, 2, 3, 4), keepdim=True)[0])
+            network.high.copy_(found.amax((0, 2, 3, 4), keepdim=True)[0])
         scaled: np.ndarray = ((found - network.low) / (network.high - network.low)).numpy()
         return scaled
+
+    @torch.no_grad()
+    def decode(
+        self, latents: Tensor, device: torch.device, dtype: torch.dtype | None = None
+    ) -> Tensor:
+        """Volumes (N, C, D, H, W) in [0, 1] of latents as `encode` makes them, where those are."""
+        network: Any = self.autoencoder
+        z = network.low + latents.cpu() * (network.high - network.low)
+        found = [
+            self._in_windows(network.decode, WINDOW // SHRINK, each[None], device, dtype)
+            for each in z
+        ]
+        return torch.cat(found).clamp(0, 1).to(latents.device)
+
+    def _in_windows(
+        self,
+        function: Callable[[Tensor], Tensor],
+        side: int,
+        whole: Tensor,
+        device: torch.device,
+        dtype: torch.dtype | None,
+    ) -> Tensor:
+        """A function of the autoencoder, of one volume or its latents, on the CPU."""
+        from monai.inferers import sliding_window_inference
+
+        def of_window(window: Tensor) -> Tensor:
+            with torch.autocast(device.type, dtype, enabled=dtype is not None):
+                return function(window).float()
+
+        self.autoencoder.to(device).eval()
+        found: Any = sliding_window_inference(
+            whole, [min(side, length) for length in whole.shape[2:]], 1, of_window, OVERLAP,
+            mode="gaussian", sw_device=device, device=torch.device("cpu"),
+        )  # fmt: skip
+        self.autoencoder.cpu()
+        return found  # type: ignore[no-any-return]
 
 
 def autoencoder(image_channels: int, widths: tuple[int, ...], **options: Any) -> Any:

@@ -6,17 +6,17 @@ is called without the keywords of its crop: it then takes its input for the whol
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ..presets import Sampler, Workload
 from .diffusion import EMPTY, TIMESTEPS, Denoiser, Diffusion, shown, split_channels
-from .step import autocast_dtype
+from .step import autocast_dtype, latents_of
 
 STEPS: Mapping[Sampler, int] = {
     "ddpm": TIMESTEPS, "ddpm-clipped": 250, "ddpm-mean": 250, "ddim": 50
@@ -116,7 +116,7 @@ def denoiser(network: nn.Module, work: Workload, device: torch.device) -> Denois
     whatever the network's target is.
     """
     dtype = autocast_dtype(work.precision)
-    image, target = len(work.modality), work.target
+    target = work.target
     diffusion = None if target == "eps" else Diffusion(device=device)
 
     @torch.no_grad()
@@ -131,9 +131,19 @@ def denoiser(network: nn.Module, work: Workload, device: torch.device) -> Denois
             network.train(training)
         if diffusion is None:
             return predicted
-        return diffusion.predict_eps(target, x_t[:, :image], t, predicted)
+        return diffusion.predict_eps(target, x_t[:, : predicted.shape[1]], t, predicted)
 
     return denoise
+
+
+def decoder(
+    network: nn.Module, work: Workload, device: torch.device
+) -> Callable[[Tensor], Tensor] | None:
+    """Volumes (N, C, D, H, W) in [0, 1] of the latents that a network draws; None if of volumes."""
+    latents = latents_of(network)
+    if latents is None:
+        return None
+    return partial(latents.decode, device=device, dtype=autocast_dtype(work.precision))
 
 
 def given(denoise: Denoiser, conditions: "Conditions", guidance: float = 1.0) -> Denoiser:
@@ -184,25 +194,6 @@ def sampler_steps(sampler: Sampler, steps: int | None = None) -> int:
 def spread_timesteps(steps: int, first: int = TIMESTEPS - 1) -> list[int]:
     """At most so many timesteps, evenly from the first to 0 (Nichol & Dhariwal 2021, §4)."""
     return torch.linspace(first, 0, min(steps, first + 1)).round().long().tolist()
-
-
-def choose_start(
-    sampler: Sampler,
-    denoiser: Denoiser,
-    volumes: np.ndarray,
-    members: Sequence[int],
-    seed: int,
-    device: torch.device,
-) -> Start | None:
-    """Where a sampler begins that needs to be told (`generate`).
-
-    Args:
-        volumes: (N, C, D, H, W) float32 in [0, 1], of which `members` trained the denoiser.
-    """
-    if sampler != "ddpm-mean":
-        return None
-    known = torch.from_numpy(np.stack([volumes[index] for index in members]))
-    return find_start(denoiser, known, seed, device)
 
 
 @torch.no_grad()

@@ -6,7 +6,7 @@ What a network may offer beside `forward(x_t, t) -> eps`:
   what its forward pass wants to know of it (PatchDDM: the coordinates);
 - `inverse(v) -> x`: U⁻¹, for the λ_R term of eq. (8);
 - `latents`: it trains on latents, which `latents.encode(volumes, device, dtype)` makes of all
-  volumes beforehand, of the shape `latents.shape(shape)`;
+  volumes beforehand, of the shape `latents.shape(shape)`, and `latents.decode` volumes of them;
 - `make_optimizer(learning_rate, lambda_l2) -> Optimizer`: for a method that updates in its own
   way. One that adds the λ_L2 term itself has an attribute `lambda_l2`; tensors that it keeps
   beside its state are its `constants`;
@@ -113,14 +113,6 @@ class TrainingStep:
         """What has tensors before a step, beside the network and the optimizer's state."""
         constants = [self.diffusion.log_snr, *getattr(self.optimizer, "constants", ())]
         return [batch, *vars(self.scaler).values(), constants]
-
-    def prepared(self, volumes: np.ndarray) -> np.ndarray:
-        """What of all volumes (N, C + K, D, H, W) it trains on: themselves, or their latents."""
-        latents = _latents_of(self.network)
-        if latents is None:
-            return volumes
-        found: np.ndarray = latents.encode(volumes, self.device, self.autocast_dtype)
-        return found
 
     def cut(self, volumes: Tensor, labels: Tensor | None = None) -> Batch:
         """What of whole volumes, on the host, the step trains on: it alone goes to the device.
@@ -229,14 +221,29 @@ def random_batch(
     Or the latents that `network` trains on in their place; or, with the sides of `work.grid`, what
     a sampler is given.
     """
-    shape: tuple[int, ...] = (work.batch_size, work.shown_channels, *(sides or work.volume))
-    if latents := _latents_of(network):
-        shape = latents.shape(shape)
+    shape = seen_shape(network, (work.batch_size, work.shown_channels, *(sides or work.volume)))
     labels = torch.zeros(work.batch_size, dtype=torch.int64) if work.classes else None
     return torch.rand(shape), labels
 
 
-def _latents_of(network: nn.Module | None) -> Any:
+def prepared(
+    network: nn.Module, work: Workload, volumes: np.ndarray, device: torch.device
+) -> np.ndarray:
+    """What of volumes (N, C + K, D, H, W) a network trains on: themselves, or their latents."""
+    latents = latents_of(network)
+    if latents is None:
+        return volumes
+    found: np.ndarray = latents.encode(volumes, device, autocast_dtype(work.precision))
+    return found
+
+
+def seen_shape(network: nn.Module | None, volumes: tuple[int, ...]) -> tuple[int, ...]:
+    """Of what `prepared` makes of volumes of this shape."""
+    latents = latents_of(network)
+    return volumes if latents is None else latents.shape(volumes)
+
+
+def latents_of(network: nn.Module | None) -> Any:
     """None of a network that trains on volumes."""
     return getattr(network, "latents", None)
 

@@ -12,7 +12,8 @@ from ..commands import SampleCommand
 from ..data import load
 from ..data.batches import as_drawn, whole
 from ..ddpm.diffusion import split_channels
-from ..ddpm.samplers import choose_start, denoiser, generate, given, name_sampler
+from ..ddpm.samplers import decoder, denoiser, find_start, generate, given, name_sampler
+from ..ddpm.step import prepared, seen_shape
 from ..errors import UserError
 from ..harness import planning
 from ..harness.console import ConsoleDisplay, say
@@ -122,11 +123,16 @@ def _draw(
     display: ConsoleDisplay,
 ) -> tuple[Tensor, list[Score]]:
     """(N, C, D, H, W) in [0, 1], or slices (N, C, D, H), on the CPU, and their scores."""
-    denoise = denoiser(load_trained(run, plan, device), plan.work, device)
+    network = load_trained(run, plan, device)
+    denoise = denoiser(network, plan.work, device)
+    decode = decoder(network, plan.work, device)
     volumes = _known(plan)
     members, image = _members(plan, command), len(plan.work.modality)
     conditions = conditions_of(plan, volumes, members)
-    start = choose_start(command.sampler, denoise, volumes, plan.train, command.seed, device)
+    start = None
+    if command.sampler == "ddpm-mean":
+        known = prepared(network, plan.work, volumes[list(plan.train)], device)
+        start = find_start(denoise, torch.from_numpy(known), command.seed, device)
     batches = []
     try:
         for first in range(0, command.samples, command.batch_size):
@@ -141,12 +147,11 @@ def _draw(
 
             # Seeds of batches that no other seed of the command comes to.
             seed = command.seed * MOST_SAMPLES + first
-            batches.append(
-                generate(
-                    of_these, shape, command.sampler, command.sampler_steps, seed, device,
-                    progress, start,
-                ).cpu()
+            drawn = generate(
+                of_these, seen_shape(network, shape), command.sampler, command.sampler_steps, seed,
+                device, progress, start,
             )  # fmt: skip
+            batches.append((drawn if decode is None else decode(drawn)).cpu())
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise

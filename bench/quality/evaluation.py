@@ -12,14 +12,15 @@ from ..data import load_affines, load_typical_affine
 from ..data.batches import labels_of, whole
 from ..data.nifti import write_nifti
 from ..ddpm.diffusion import Denoiser, Diffusion, split_channels
-from ..ddpm.samplers import Conditions, ancestral, choose_start, generate, given
+from ..ddpm.samplers import Conditions, ancestral, decoder, find_start, generate, given
+from ..ddpm.step import seen_shape
 from ..harness.worker import Events
 from ..probes.memory import MemoryProbe, tensors_in
 from ..records.folder import QualityRun
 from ..records.rows import Peak
 from .metrics import label_map
 from .plan import TrainingPlan
-from .scoring import Masks, score, score_samples
+from .scoring import Coded, Masks, score, score_samples
 
 
 class Stopped(Exception):
@@ -33,6 +34,7 @@ def evaluate(
     volumes: np.ndarray,
     events: Events,
     should_stop: Callable[[], bool],
+    seen: np.ndarray | None = None,
 ) -> None:
     """Rows of `quality.csv`; samples, with their conditions, as `write_samples` names them.
 
@@ -41,11 +43,12 @@ def evaluate(
     Args:
         network: with the averaged weights.
         denoise: its ε of whole volumes, (B, C + K, D, H, W) and (B,) int64, without gradients, in
-            the precision of the training.
+            the precision of the training; or of latents.
         volumes: (N, C + K, …) float32 in [0, 1], as they are drawn (`as_drawn`), of which
             `plan.train` and `plan.val` are the indices of those that trained and that validate.
         events: `events.stage(name)` shows what is done.
         should_stop: whether Ctrl-C was typed.
+        seen: the latents of the volumes, if the network works on these (`bench.ddpm.step`).
 
     Raises:
         Stopped: it was.
@@ -64,22 +67,28 @@ def evaluate(
     modalities = plan.work.modality
     real, of_real = split_channels(whole(volumes, plan.val), len(modalities))
     names: dict[str, Any] = {"method": plan.method, "training_seed": plan.seed, "data": plan.data}
+    decode = decoder(network, plan.work, device)
+    seen = volumes if seen is None else seen
     scores = score(
         denoise, real, modalities, plan.split_seed, device=device,
-        progress=tell("scoring"), conditions=conditions_of(plan, volumes, plan.val), **names,
+        progress=tell("scoring"), conditions=conditions_of(plan, volumes, plan.val),
+        latents=None if decode is None else Coded(whole(seen, plan.val), decode), **names,
     )  # fmt: skip
     if plan.samples:
-        shape = (plan.samples, *real.shape[1:])
+        shape = seen_shape(network, (plan.samples, *real.shape[1:]))
         chosen = [plan.val[index % len(plan.val)] for index in range(plan.samples)]
         _, drawn_from = split_channels(whole(volumes, chosen), len(modalities))
         conditions = conditions_of(plan, volumes, chosen).some(slice(None), device)
         of_these = given(denoise, conditions, plan.guidance)
-        start = choose_start(plan.sampler, denoise, volumes, plan.train, plan.split_seed, device)
+        start = None
+        if plan.sampler == "ddpm-mean":
+            start = find_start(denoise, whole(seen, plan.train), plan.split_seed, device)
         samples = generate(
             of_these, shape, plan.sampler, plan.sampler_steps, plan.split_seed, device,
             tell(f"sampling ({plan.sampler})"), start,
         )  # fmt: skip
         memory = sampling_memory(network, shape, of_these, conditions)
+        samples = samples if decode is None else decode(samples)
         scores += score_samples(
             samples, real, modalities, plan.sampler, plan.sampler_steps, memory=memory,
             start=start, masks=Masks.of(plan.work.condition, drawn_from, of_real), **names,

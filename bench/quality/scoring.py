@@ -29,8 +29,9 @@ HEADLINE = TIMESTEPS // 4
 """The timestep of Table 1, T/4: alpha_bar is 0.85, the noise at 0.43 of the range [−1, 1]."""
 
 UNITS = {
-    "psnr": "dB", "psnr_noisy": "dB", "ssim": None, "mae": "standard deviations of the noise",
-    "mse": "variances of the noise", "ms_ssim": None, "ms_ssim_real": None,
+    "psnr": "dB", "psnr_noisy": "dB", "psnr_decoded": "dB", "ssim": None,
+    "mae": "standard deviations of the noise", "mse": "variances of the noise",
+    "ms_ssim": None, "ms_ssim_real": None,
     "histogram_distance": "intensity", "histogram_distance_real": "intensity",
     "dice": None, "dice_real": None,
     "sampling_start": "timestep", "sampling_peak_memory_bytes": "bytes",
@@ -55,6 +56,15 @@ class Masks(NamedTuple):
         return cls(tuple(names[k] for k in chosen), of_samples[:, chosen], of_real[:, chosen])
 
 
+class Coded(NamedTuple):
+    """The volumes as the denoiser knows them, and the way back."""
+
+    latents: Tensor
+    """(N, …)."""
+    decode: Callable[[Tensor], Tensor]
+    """To volumes in [0, 1]."""
+
+
 @torch.no_grad()
 def score(
     denoiser: Denoiser,
@@ -65,6 +75,7 @@ def score(
     device: torch.device | str = "cpu",
     progress: Callable[[float], None] | None = None,
     conditions: Conditions | None = None,
+    latents: Coded | None = None,
     *,
     method: str = "",
     training_seed: int | None = None,
@@ -85,6 +96,9 @@ def score(
         batch_size: volumes of a batch, and of the paper's best one.
         progress: told the share that is done, 0 to 1, after every batch.
         conditions: that the volumes have, for a conditional denoiser.
+        latents: of a denoiser of latents: noise is theirs, so are MAE and MSE of eps, and what it
+            finds under the noise is decoded. `psnr_decoded` is that of the latents as they are: of
+            the autoencoder, and about the most that x̂_0 can have.
         method, training_seed, data: for the rows.
 
     Raises:
@@ -94,9 +108,11 @@ def score(
         raise ValueError(f"volumes {tuple(volumes.shape)} are not of modalities {modalities}")
     diffusion = Diffusion(device=device)
     starts = range(0, len(volumes), batch_size)
+    seen = volumes if latents is None else latents.latents
+    decode = None if latents is None else latents.decode
     scores = []
     for turn, step in enumerate(TIMES):
-        noise = iter_noise(volumes, seed * TIMESTEPS + step)
+        noise = iter_noise(seen, seed * TIMESTEPS + step)
         found: list[dict[str, Tensor]] = [{} for _ in modalities]
         for number, start in enumerate(starts, 1):
             own = slice(start, start + batch_size)
@@ -105,7 +121,9 @@ def score(
             denoise = (
                 denoiser if conditions is None else given(denoiser, conditions.some(own, device))
             )
-            for channel, values in enumerate(_measure(diffusion, denoise, batch, eps, step)):
+            coded = None if decode is None else Coded(seen[own].to(device), decode)
+            measured = _measure(diffusion, denoise, batch, eps, step, coded)
+            for channel, values in enumerate(measured):
                 for name, value in values.items():
                     known = found[channel].get(name, value.new_empty(0))
                     found[channel][name] = torch.cat([known, value])
@@ -121,6 +139,7 @@ def score(
                             method=method, modality=modality, column=name, value=mean,
                             unit=UNITS[name], protocol=protocol, timestep=step, count=count,
                             sd=sd if protocol == "validation" else None,
+                            note="of latents" if decode and name in ("mae", "mse") else None,
                             seed=training_seed, data=data,
                         )
                     )  # fmt: skip
@@ -229,23 +248,35 @@ def best_batch(psnr: Tensor, batch_size: int) -> slice:
 
 
 def _measure(
-    diffusion: Diffusion, denoiser: Denoiser, volumes: Tensor, eps: Tensor, step: int
+    diffusion: Diffusion,
+    denoiser: Denoiser,
+    volumes: Tensor,
+    eps: Tensor,
+    step: int,
+    coded: Coded | None,
 ) -> Iterator[dict[str, Tensor]]:
     """For each channel its metrics by name, each (B,) on the CPU."""
+    seen = volumes if coded is None else coded.latents
     t = torch.full((len(volumes),), step, dtype=torch.int64, device=volumes.device)
-    x_t = diffusion.q_sample(diffusion.scale_in(volumes), t, eps)
+    x_t = diffusion.q_sample(diffusion.scale_in(seen), t, eps)
     eps_hat = denoiser(x_t, t).float()
     x_0_hat = diffusion.scale_out(diffusion.predict_x_0(x_t, t, eps_hat))
     noisy = diffusion.scale_out(diffusion.predict_x_0(x_t, t, torch.zeros_like(eps)))
+    decoded = None
+    if coded is not None:
+        x_0_hat, noisy, decoded = (coded.decode(each) for each in (x_0_hat, noisy, seen))
     for channel in range(volumes.shape[1]):
         only = (slice(None), slice(channel, channel + 1))
+        of_eps = only if coded is None else (slice(None),)
         values = {
             "psnr": metrics.psnr(x_0_hat[only], volumes[only]),
             "ssim": metrics.ssim(x_0_hat[only], volumes[only]),
-            "mae": metrics.mae(eps_hat[only], eps[only]),
-            "mse": metrics.mse(eps_hat[only], eps[only]),
+            "mae": metrics.mae(eps_hat[of_eps], eps[of_eps]),
+            "mse": metrics.mse(eps_hat[of_eps], eps[of_eps]),
             "psnr_noisy": metrics.psnr(noisy[only], volumes[only]),
         }
+        if decoded is not None:
+            values["psnr_decoded"] = metrics.psnr(decoded[only], volumes[only])
         yield {name: value.double().cpu() for name, value in values.items()}
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from ..ddpm.step import latents_of
 from ..errors import UserError
 from ..methods import METHODS
 from ..records.folder import QualityRun
@@ -23,7 +24,8 @@ def from_run(
 
     `network(x_t, timesteps)` predicts the target of the training from volumes in [−1, 1] at the
     timesteps 0 to 1,999 of the cosine schedule. `network.plan.work` says what was trained: the
-    target, the channels of the image and of the condition after them, the shape.
+    target, the channels of the image and of the condition after them, the shape. One that was
+    trained on latents has them in place of volumes: `network.latents` encodes and decodes.
 
     Args:
         folder: of the run, with its checkpoints, finished or not. Nothing in them is unpickled.
@@ -51,6 +53,9 @@ def load_trained(run: QualityRun, plan: TrainingPlan, device: torch.device) -> n
     """The network of one of a run's plans; UserError where it has no checkpoint of it."""
     with device:
         network = METHODS[plan.method].build(plan.work)
-    load_averages(run.checkpoint(plan.method, plan.seed), network, plan.method, plan.seed)
+    named = plan.method, plan.seed
+    load_averages(run.checkpoint(*named), network, *named)
+    if (latents := latents_of(network)) is not None:
+        load_averages(run.checkpoint(*named, "autoencoder"), latents.autoencoder, *named)
     network.plan = plan  # type: ignore[assignment]
     return network.eval()

@@ -10,15 +10,18 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..data import load
 from ..data.batches import as_drawn, iterate_order, labels_of, moved, pinned, whole
 from ..ddpm.samplers import denoiser
-from ..ddpm.step import Batch, Training, TrainingStep
+from ..ddpm.step import Batch, Training, TrainingStep, latents_of, prepared, seen_shape
 from ..harness.backends import known_problems
 from ..harness.window import synchronize
 from ..harness.worker import Events, serve
@@ -31,6 +34,7 @@ from ..probes.nvml import Card, CardUnavailable
 from ..probes.polling import polling
 from ..records.folder import QualityRun
 from ..records.rows import Energy, Learning, Measurement
+from .autoencoder import SHARE, AutoencoderStep
 from .checkpoint import Checkpoint, Progress
 from .ema import Ema
 from .evaluation import Stopped, evaluate
@@ -57,7 +61,10 @@ def run(
     trainer.train(should_stop)
     if trainer.is_over:
         with trainer.ema.applied(), suppress(Stopped):
-            evaluate(plan, trainer.network, trainer.denoise, trainer.drawn, events, should_stop)
+            evaluate(
+                plan, trainer.network, trainer.denoise, trainer.drawn, events, should_stop,
+                trainer.seen if trainer.first else None,
+            )  # fmt: skip
 
 
 def learning_rate(training: Training, fraction: float) -> float:
@@ -70,125 +77,217 @@ def learning_rate(training: Training, fraction: float) -> float:
     return training.learning_rate * (1 + math.cos(math.pi * fraction)) / 2
 
 
+class Stage:
+    """The training of one network, from its checkpoint if there is one.
+
+    Args:
+        share: of the whole training, where it begins and ends.
+    """
+
+    def __init__(
+        self,
+        plan: TrainingPlan,
+        path: Path,
+        step: TrainingStep,
+        ema: float,
+        device: torch.device,
+        share: tuple[float, float] = (0.0, 1.0),
+    ) -> None:
+        self.step, self.ema = step, Ema(step.network, ema)
+        self.checkpoint = Checkpoint(path, step.network, self.ema, step.optimizer, step.rng, device)
+        found = self.checkpoint.read(plan.method, plan.seed)
+        self.progress = found or Progress(plan.method, plan.seed)
+        order = iterate_order(len(plan.train), plan.work.batch_size, plan.seed)
+        self.order = itertools.islice(order, self.progress.step, None)
+        self.begin, self.end = share
+
+
 class Trainer:
     """A training in progress."""
 
     def __init__(self, plan: TrainingPlan, device: torch.device, events: Events) -> None:
         self.plan, self.device, self.events = plan, device, events
         self.run = QualityRun(Path(plan.folder))
-        self.volumes = load(Path(plan.volumes))
+        self.volumes = self.seen = load(Path(plan.volumes))
         self.drawn = as_drawn(self.volumes, plan.work)
         torch.manual_seed(plan.seed)
         with device:
             self.network = METHODS[plan.method].build(plan.work)
-        self.step = TrainingStep(self.network, plan.work, plan.training, device)
-        self.ema = Ema(self.network, plan.ema)
         self.denoise = denoiser(self.network, plan.work, device)
-        self.validation = Validation(
-            self.drawn, plan.val, plan.split_seed, plan.work.batch_size, device,
-            len(plan.work.modality), plan.labels,
-        )  # fmt: skip
         self.probes = self._open_energy()
-        self._restore()
-        order = iterate_order(len(plan.train), plan.work.batch_size, plan.seed)
-        self.order = itertools.islice(order, self.progress.step, None)
+        path = partial(self.run.checkpoint, plan.method, plan.seed)
+        self.first: Stage | None = None
+        """Of the autoencoder, where there is one; the network's follows."""
+        if (latents := latents_of(self.network)) is not None:
+            step = AutoencoderStep(latents.autoencoder, plan.work, plan.training, device)
+            self.first = Stage(plan, path("autoencoder"), step, 0.0, device, (0.0, SHARE))
+        of_network = TrainingStep(self.network, plan.work, plan.training, device)
+        begin = 0.0 if self.first is None else self.first.end
+        self.main = Stage(plan, path(), of_network, plan.ema, device, (begin, 1.0))
+        self.stage = self.first or self.main
+        for stage in filter(None, (self.first, self.main)):
+            if not self.probes:
+                stage.progress.energy_j = None
+        self.run.forget_learning(plan.method, plan.seed, self._kept)
         self.curve_log = None
         if plan.tensorboard:
             folder = self.run.folder / "tensorboard" / f"{plan.method}-{plan.seed}"
             self.curve_log = CurveLog(folder, self._kept)
 
     @property
+    def ema(self) -> Ema:
+        return self.main.ema
+
+    @property
+    def steps(self) -> int:
+        """Done, of the autoencoder and of the network."""
+        before = self.first.progress.step if self.first and self.stage is self.main else 0
+        return before + self.stage.progress.step
+
+    @property
     def fraction(self) -> float:
         """How much of the training is over, 0 to 1."""
-        return self.plan.window.fraction(self.progress.step, self.progress.elapsed_s)
+        return self.plan.window.fraction(self.steps, self.stage.progress.elapsed_s)
 
     @property
     def is_over(self) -> bool:
-        return self.fraction >= 1
+        return self.stage is self.main and self.fraction >= 1
 
     @property
     def learning_rate(self) -> float:
-        return learning_rate(self.plan.training, self.fraction)
+        """Each stage has an annealing of its own."""
+        stage = self.stage
+        own = (self.fraction - stage.begin) / (stage.end - stage.begin)
+        return learning_rate(stage.step.training, min(1.0, own))
 
     def train(self, should_stop: Callable[[], bool]) -> None:
         """To the end, or until it should stop; a checkpoint is there in either case."""
+        if self.first is not None:
+            self.events.stage("training the autoencoder")
+            if self._train_stage(should_stop):
+                self._report()
+                return
+            self._encode(self.first)
         self.events.stage("training")
-        next_checkpoint = self.progress.elapsed_s + self.plan.checkpoint_s
-        if self.progress.step == 0:
+        plan, known = self.plan, self.seen if self.first else self.drawn
+        self.validation = Validation(
+            known, plan.val, plan.split_seed, plan.work.batch_size, self.device,
+            known.shape[1] - len(plan.work.condition), plan.labels,
+        )  # fmt: skip
+        if self.main.progress.step == 0:
             self._validate()
-        stopped = False
-        while not (self.is_over or stopped):
-            with self._metered():
+        self._train_stage(should_stop)
+        self._report()
+
+    def _train_stage(self, should_stop: Callable[[], bool]) -> bool:
+        """To the end of the present stage; whether it was stopped."""
+        stage, stopped = self.stage, False
+        next_checkpoint = stage.progress.elapsed_s + self.plan.checkpoint_s
+        while not (self.fraction >= stage.end or stopped):
+            with self._metered(stage.progress):
                 while True:
                     self._take_step()
                     stopped = should_stop()
                     checkpoint_is_due = (
-                        stopped or self.is_over or self.progress.elapsed_s >= next_checkpoint
+                        stopped
+                        or self.fraction >= stage.end
+                        or stage.progress.elapsed_s >= next_checkpoint
                     )
                     if checkpoint_is_due or self._validation_is_due:
                         break
             if self._validation_is_due:
                 self._validate()
             if checkpoint_is_due:
-                self.checkpoint.write(self.progress)
-                next_checkpoint = self.progress.elapsed_s + self.plan.checkpoint_s
-        self._report()
+                stage.checkpoint.write(stage.progress)
+                next_checkpoint = stage.progress.elapsed_s + self.plan.checkpoint_s
+        return stopped
+
+    def _encode(self, first: Stage) -> None:
+        """From the autoencoder to the network: the latents of all that it trains and validates on.
+
+        They are made again where a training goes on, which counts as little as its start.
+        """
+        self.events.stage("encoding")
+        main = self.main.progress
+        is_new = main.step == 0
+        if is_new:
+            done = first.progress
+            main.elapsed_s, main.energy_j, main.energy_source = (
+                done.elapsed_s, done.energy_j, done.energy_source
+            )  # fmt: skip
+        begin = time.perf_counter()
+        first.step.optimizer.zero_grad(set_to_none=True)
+        with self._metered(main if is_new else replace(main)):
+            self.seen = np.zeros(seen_shape(self.network, self.volumes.shape), np.float32)
+            for members in map(list, (self.plan.train, self.plan.val)):
+                volumes = self.volumes[members]
+                self.seen[members] = prepared(self.network, self.plan.work, volumes, self.device)
+        if is_new:
+            main.elapsed_s += time.perf_counter() - begin
+            first.checkpoint.write(first.progress)  # with the range of the latents
+        first.step.optimizer.state.clear()  # nothing of it stays on the device
+        first.ema.means.clear()
+        self.stage = self.main
 
     def _take_step(self) -> None:
         begin = time.perf_counter()
-        for group in self.step.optimizer.param_groups:  # over what the step's own schedule had set
+        step, progress = self.stage.step, self.stage.progress
+        for group in step.optimizer.param_groups:  # over what the step's own schedule had set
             group["lr"] = self.learning_rate
-        chosen = [self.plan.train[index] for index in next(self.order)]
-        cut = self.step.cut(whole(self.volumes, chosen), labels_of(self.plan.labels, chosen))
+        chosen = [self.plan.train[index] for index in next(self.stage.order)]
+        cut = step.cut(whole(self.seen, chosen), labels_of(self.plan.labels, chosen))
         batch = moved(pinned(cut, self.device), self.device)
-        number = self.progress.step + 1
-        loss = self._measured(batch) if number == _MEASURED_STEP else self.step(batch)
-        self.ema.update(number)
+        number = progress.step + 1
+        loss = self._measured(batch) if number == _MEASURED_STEP else step(batch)
+        self.stage.ema.update(number)
         synchronize(self.device)
-        self.progress.step = number
-        self.progress.elapsed_s += time.perf_counter() - begin
+        progress.step = number
+        progress.elapsed_s += time.perf_counter() - begin
         value = loss.item()
-        self.progress.loss_sum += value
-        self.progress.loss_count += 1
+        progress.loss_sum += value
+        progress.loss_count += 1
         self.events.send(
             "step",
-            step=number,
-            elapsed_s=self.progress.elapsed_s,
+            step=self.steps,
+            elapsed_s=progress.elapsed_s,
             loss=value,
             fraction=self.fraction,
         )
         if not math.isfinite(value):
-            raise FloatingPointError(f"the loss of step {number} is {value}")
+            raise FloatingPointError(f"the loss of step {self.steps} is {value}")
 
     def _measured(self, batch: Batch) -> Tensor:
         """A step like any other, whose peak of memory is followed."""
-        held = tensors_in(self.step.held(batch))
-        memory = MemoryProbe(self.network, self.step.optimizer, self.device, held)
+        step = self.stage.step
+        held = tensors_in(step.held(batch))
+        memory = MemoryProbe(step.network, step.optimizer, self.device, held)
         memory.start()
-        loss = self.step(batch)
-        self.progress.peak = memory.stop().columns()
+        loss = step(batch)
+        self.stage.progress.peak = memory.stop().columns()
         return loss
 
     @property
     def _validation_is_due(self) -> bool:
-        return self.progress.validations < math.floor(self.fraction * self.plan.validations)
+        due = math.floor(self.fraction * self.plan.validations)
+        return self.stage is self.main and self.main.progress.validations < due
 
     def _validate(self) -> None:
         self.events.stage("validating")
-        progress = self.progress
+        progress = self.main.progress
         progress.val_mse = raw = self.validation(self.denoise)
         with self.ema.applied():
             progress.val_mse_ema = averaged = self.validation(self.denoise)
         row = Learning(
             method=self.plan.method,
             seed=self.plan.seed,
-            step=progress.step,
+            step=self.steps,
             elapsed_s=progress.elapsed_s,
             energy_j=progress.energy_j,
             energy_source=progress.energy_source,
             loss_train=progress.loss_sum / progress.loss_count if progress.loss_count else None,
             val_mse=raw,
             val_mse_ema=averaged,
+            val_of=None if self.first is None else "latents",
             learning_rate=self.learning_rate,
         )
         self.run.append(row)
@@ -202,28 +301,26 @@ class Trainer:
 
     def _report(self) -> None:
         """What trained.csv will say of it, should this be the last that is heard."""
-        progress = self.progress
+        progress, main = self.stage.progress, self.main.progress
+        if self.first is not None:
+            done, network = self.first.progress, self.first.step.network
+            self.events.found(
+                autoencoder_steps=done.step,
+                autoencoder_s=done.elapsed_s,
+                autoencoder_j=done.energy_j,
+                autoencoder_parameters=sum(p.numel() for p in network.parameters()),
+                autoencoder_peak_bytes=done.peak.get("peak_memory_bytes"),
+            )
         self.events.found(
-            steps=progress.step,
+            steps=self.steps,
             elapsed_s=progress.elapsed_s,
             energy_j=progress.energy_j,
             energy_source=progress.energy_source,
             parameters=sum(p.numel() for p in self.network.parameters()),
-            val_mse=progress.val_mse,
-            val_mse_ema=progress.val_mse_ema,
-            **progress.peak,
+            val_mse=main.val_mse,
+            val_mse_ema=main.val_mse_ema,
+            **main.peak,
         )
-
-    def _restore(self) -> None:
-        path = self.run.checkpoint(self.plan.method, self.plan.seed)
-        self.checkpoint = Checkpoint(
-            path, self.network, self.ema, self.step.optimizer, self.step.rng, self.device
-        )
-        found = self.checkpoint.read(self.plan.method, self.plan.seed)
-        self.progress = found or Progress(self.plan.method, self.plan.seed)
-        if not self.probes:
-            self.progress.energy_j = None
-        self.run.forget_learning(self.plan.method, self.plan.seed, self._kept)
 
     @property
     def _kept(self) -> int:
@@ -231,7 +328,8 @@ class Trainer:
 
         -1 without one: then not even the point before the first step does.
         """
-        return self.progress.step or -1
+        before = 0 if self.first is None else self.first.progress.step
+        return before + self.main.progress.step if self.main.progress.step else -1
 
     def _open_energy(self) -> list[SampledProbe]:
         card = None
@@ -244,7 +342,7 @@ class Trainer:
         return [] if meter is None else [EnergyProbe(meter)]
 
     @contextmanager
-    def _metered(self) -> Iterator[None]:
+    def _metered(self, progress: Progress) -> Iterator[None]:
         """A stretch of training whose energy counts."""
         with polling(self.probes, _SAMPLE_HZ, lambda *_, **__: None) as found:
             yield
@@ -255,7 +353,6 @@ class Trainer:
             if isinstance(measurement, Energy):
                 whole = measurement
         energy, source = whole.energy_j, whole.energy_source
-        progress = self.progress
         elsewhere = progress.energy_source not in (None, source)
         if energy is None or progress.energy_j is None or elsewhere:
             progress.energy_j = None  # a part is missing, or from elsewhere: there is no sum

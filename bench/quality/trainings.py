@@ -87,13 +87,13 @@ class Trainings(Launcher[QualityCommand, TrainingPlan, QualityRun]):
         command.backends.check(str(device))
         chosen = planning.choose_workloads(command.models, command.preset, command.overrides)
         check_samples(command.sampler, command.guidance, (work for _, work in chosen))
-        for method, _ in chosen:
-            if "latent" in method.technique_names:
-                raise UserError(
-                    f"--models {method.name}: quality cannot train its autoencoder yet; what its "
-                    "stages cost is in docs/latent.md"
-                )
         limit = None if command.budget is None else parse_size(command.budget, "--budget")
+        for method, _ in chosen:
+            if limit is not None and "latent" in method.technique_names:
+                raise UserError(
+                    f"--budget: {method.name} trains an autoencoder, too, which needs more than "
+                    "is predicted; leave one of them out"
+                )
         data = Data.ready(command, chosen, self.console)
         self.split = describe_split(data.sources, command.split_seed)
         self.about_data = planning.describe_data(data.sources)
@@ -194,9 +194,13 @@ class Trainings(Launcher[QualityCommand, TrainingPlan, QualityRun]):
             )
             for _, record in records.iterrows()
         ]
+        caption = (
+            "Validation: mean square error of ε; a network that always predicts 0 has an error of 1"
+        )
+        if of_latents := sorted(set(records.dropna(subset=["autoencoder_steps"])["method"])):
+            caption += f". Of {', '.join(of_latents)}: ε of latents, which compares with no other"
         return Grid(
-            "Validation", "Validation: mean square error of ε; a network that always predicts 0 "
-            "has an error of 1",
+            "Validation", caption,
             ("method", "seed", "status", "steps", "minutes", "raw", "averaged"), tuple(rows),
         )  # fmt: skip
 

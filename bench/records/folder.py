@@ -224,8 +224,10 @@ class QualityRun(Run):
         """As `bench.data.nifti.write_nifti` takes it, which numbers the files."""
         return self.folder / "samples" / f"{method}-{seed}.nii.gz"
 
-    def checkpoint(self, method: str, seed: int) -> Path:
-        return self.folder / "checkpoints" / f"{method}-{seed}.safetensors"
+    def checkpoint(self, method: str, seed: int, part: str = "") -> Path:
+        """Of the network, or of another part of the training: `autoencoder`."""
+        name = "-".join([method, str(seed), *([part] if part else [])])
+        return self.folder / "checkpoints" / f"{name}.safetensors"
 
     def keep_trainings(self, done: Collection[tuple[str, int]]) -> None:
         """Remove the records of trainings that are not done from `trained.csv`."""

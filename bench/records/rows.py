@@ -359,6 +359,14 @@ class Trained(Energy, Peak, Measurement, Setting, Ending, _Training):
     """Of `energy_j` at the mean intensity of the grid that `co2_source` names."""
     co2_source: str | None = None
     parameters: int | None = None
+    autoencoder_steps: int | None = None
+    """Of `steps`, those of the autoencoder, which is trained first where latents are learned."""
+    autoencoder_s: float | None = None
+    autoencoder_j: float | None = None
+    """Of `elapsed_s` and `energy_j`, its part."""
+    autoencoder_parameters: int | None = None
+    autoencoder_peak_bytes: int | None = None
+    """Of a step of it, beside `peak_memory_bytes`, which is of a step of the network."""
     budget_bytes: int | None = None
     """Memory for which the channels were chosen."""
     predicted_peak_bytes: int | None = None
@@ -465,6 +473,8 @@ class Learning:
     """Mean of eq. (8) over the steps since the row before."""
     val_mse: float
     """Of ε, over the fixed pairs of `bench.quality.validation`; 1 is that of predicting 0."""
+    val_of: str | None = None
+    """`latents` where ε is of latents: no error of volumes compares with it."""
     val_mse_ema: float | None = None
     """The same with the moving average of the weights."""
     learning_rate: float | None = None

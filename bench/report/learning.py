@@ -54,7 +54,7 @@ def learning_curves(learning: pd.DataFrame) -> Picture:
             several seeds each is a thin line, and their median a thick one.
     """
     name, title = "learning_curve", "Learning curves"
-    rows = name_runs(with_value(learning))
+    rows = name_latents(name_runs(with_value(learning)))
     if rows.empty:
         return nothing_to_show(name, title, "nothing was evaluated")
     figure = Figure(figsize=(COLUMN_INCHES, 5.6))
@@ -84,6 +84,12 @@ def name_runs(rows: pd.DataFrame) -> pd.DataFrame:
     several = rows.groupby("method")["run"].transform("nunique") > 1
     named = rows["method"] + " (" + rows["run"] + ")"
     return rows.assign(method=rows["method"].mask(several, named))
+
+
+def name_latents(rows: pd.DataFrame) -> pd.DataFrame:
+    """A method whose error is of latents is named so: it compares with no other."""
+    of_latents = rows["val_of"] == "latents"
+    return rows.assign(method=rows["method"].mask(of_latents, rows["method"] + " (latents)"))
 
 
 def _draw_budget(axes: Axes, rows: pd.DataFrame, budget: Budget) -> None:
@@ -139,11 +145,15 @@ def _caption(rows: pd.DataFrame) -> str:
         else "of the weights as they are" if not averaged.any()
         else "of the averaged weights where there are any"
     )  # fmt: skip
+    latents = (
+        " Of latents, the error compares with no other."
+        if (rows["val_of"] == "latents").any() else ""
+    )  # fmt: skip
     several = rows.groupby("method")["seed"].nunique().max() > 1
     seeds = " Thin: each seed; thick: their median." if several else ""
     return (
         f"Mean squared error of ε on the validation volumes, {which}; a network that always "
-        f"predicts 0 has an error of 1.{seeds}"
+        f"predicts 0 has an error of 1.{latents}{seeds}"
     )
 
 

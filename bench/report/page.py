@@ -102,9 +102,12 @@ def write_validation_page(
 
 
 def _learned(evidence: Evidence) -> dict[str, float]:
-    """Validation error by method, where runs trained them."""
+    """Validation error of volumes by method, where runs trained them."""
     learning = evidence.side_tables.get("learning.csv")
-    return {} if learning is None else last_errors(name_runs(with_value(learning)))
+    if learning is None:
+        return {}
+    rows = name_runs(with_value(learning))
+    return last_errors(rows[rows["val_of"] != "latents"])
 
 
 def _section(name: str, group: Group, pictures: Sequence[Picture]) -> Section:

@@ -13,7 +13,7 @@ import torch._dynamo  # an optimizer would load it, when the person already wait
 
 from ..data import load
 from ..data.batches import iterate_batches
-from ..ddpm.step import Batch, TrainingStep
+from ..ddpm.step import Batch, TrainingStep, prepared
 from ..harness.backends import known_problems
 from ..harness.process import limit_memory
 from ..harness.window import synchronize
@@ -56,7 +56,7 @@ def run(plan: TrialPlan, events: Events, should_stop: Any = lambda: False) -> No
     if device.type == "cpu":
         events.found(warnings=[each.on_cpu for each in step.techniques if each.on_cpu])
     events.found(warnings=[each.outside for each in step.techniques if each.outside])
-    volumes = step.prepared(load(Path(plan.volumes)))
+    volumes = prepared(network, plan.work, load(Path(plan.volumes)), device)
     batches = iterate_batches(volumes, plan.work, plan.training.seed, device, step.cut, plan.labels)
 
     events.stage("warm-up")

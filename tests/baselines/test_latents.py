@@ -6,7 +6,7 @@ import torch
 
 from baselines import maisi
 from baselines.techniques import latent
-from bench.ddpm.step import TrainingStep, random_batch
+from bench.ddpm.step import TrainingStep, prepared, random_batch
 from bench.errors import UserError
 from bench.methods import METHODS, find_methods
 from bench.predict import predict
@@ -67,7 +67,7 @@ def test_it_trains_on_latents_of_any_contrasts(modality):
     work = method.workload("small", Overrides(**vars(TINY) | {"modality": modality}))
     step = TrainingStep(method.build(work), work)
     brains = np.random.default_rng(0).random((2, len(modality), 16, 16, 16), dtype=np.float32)
-    found = step.prepared(brains)
+    found = prepared(step.network, work, brains, step.device)
     assert found.shape == random_batch(work, step.network)[0].shape == (2, 4, 4, 4, 4)
     x_t, _, eps, _ = step.noised(torch.from_numpy(found))
     assert x_t.shape == eps.shape == (2, 4, 4, 4, 4)
@@ -77,7 +77,7 @@ def test_it_trains_on_latents_of_any_contrasts(modality):
 def test_others_train_on_the_volumes_themselves():
     work = METHODS["unet"].workload("small", TINY)
     brains = np.zeros((1, 1, 16, 16, 16), np.float32)
-    assert TrainingStep(METHODS["unet"].build(work), work).prepared(brains) is brains
+    assert prepared(METHODS["unet"].build(work), work, brains, torch.device("cpu")) is brains
 
 
 @pytest.mark.slow

@@ -60,7 +60,7 @@ def test_the_learning_curve(finished):
     header = (run.folder / "learning.csv").read_text().splitlines()[0]
     assert header == (
         "method,seed,step,elapsed_s,energy_j,energy_source,"
-        "loss_train,val_mse,val_mse_ema,learning_rate"
+        "loss_train,val_mse,val_of,val_mse_ema,learning_rate"
     )
     curve = run.learning()
     assert curve["method"].tolist() == ["idm"] * 3 + ["patchddm"] * 3

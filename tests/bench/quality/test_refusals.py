@@ -38,7 +38,7 @@ def test_an_unknown_method(refuse):
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (("--models", "idm+latent"), "idm+latent: quality cannot train its autoencoder yet"),
+        (("--models", "idm+latent", "--budget", "1GiB"), "idm+latent trains an autoencoder, too"),
         (("--minutes", "0"), "--minutes 0"),
         (("--minutes", "nan"), "--minutes nan"),
         (("--steps", "0"), "--steps 0"),

@@ -65,7 +65,8 @@ def learning(
                         "method": method, "seed": seed, "step": step, "elapsed_s": 2.0 * step,
                         "energy_j": 100.0 * step if energy_source else None,
                         "energy_source": energy_source, "loss_train": value,
-                        "val_mse": value * 1.05, "val_mse_ema": value, "learning_rate": 2e-4,
+                        "val_mse": value * 1.05, "val_of": None, "val_mse_ema": value,
+                        "learning_rate": 2e-4,
                     }
                 )  # fmt: skip
     return pd.DataFrame(rows)

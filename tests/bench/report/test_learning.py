@@ -16,6 +16,7 @@ from bench.report import table1
 from bench.report.figure2 import figure2, middle_slices
 from bench.report.figures import COLOURS, styled
 from bench.report.learning import PREDICT_ZERO, learning_curves, name_runs
+from bench.report.page import _learned
 from bench.report.reading import read_evidence
 from bench.report.write import write_reports
 from tests.bench.report.quality_runs import (
@@ -154,6 +155,18 @@ def test_the_curves_are_the_averaged_networks_in_three_budgets():
         assert len(dashes) == len(METHODS)  # greyscale: not by colour alone
     assert "minutes" in minutes.get_xlabel()
     assert "averaged weights" in picture.caption
+
+
+def test_an_error_of_latents_is_named_and_ranked_with_no_other(tmp_path):
+    rows = learning(seeds=1)
+    rows.loc[rows["method"] == "patchddm", "val_of"] = "latents"
+    picture = learning_curves(rows)
+    labels = [text.get_text() for text in picture.figure.legends[0].get_texts()]
+    assert labels == ["idm", "patchddm (latents)"]
+    assert "Of latents, the error compares with no other." in picture.caption
+    folder = quality_run(tmp_path / "run")
+    rows.to_csv(folder / "learning.csv", index=False)
+    assert list(_learned(read_evidence([folder]))) == ["idm"]
 
 
 def test_each_seed_is_a_thin_line_and_their_median_a_thick_one():
