@@ -66,7 +66,7 @@ class Latents:
         Its buffers `low` and `high`, (4, 1, 1, 1), are the latents that are 0 and 1.
         """
         with torch.device("cpu"):
-            built = autoencoder(self.image_channels, self.widths)
+            built = autoencoder(self.image_channels, self.widths, save_mem=False)
             for name in ("low", "high"):
                 built.register_buffer(name, torch.zeros(CHANNELS, 1, 1, 1))
         return built

@@ -118,6 +118,11 @@ def test_updates_in_the_backward_pass_are_those_after_it(network, technique):
         torch.testing.assert_close(fused[name], weight, rtol=1e-8, atol=1e-10)
 
 
+@pytest.mark.parametrize("technique", ["wavelet", "patch", "latent"])
+def test_a_network_that_sees_something_else_keeps_its_own_optimizer(technique):
+    assert isinstance(step_of(f"idm-lean+{technique}").optimizer, AdamWInBackward)
+
+
 def test_offloading_is_predicted_on_a_card_with_what_the_host_then_holds():
     """What leaves the card is on the host: no byte is lost on the way."""
     here, there = (
