@@ -92,7 +92,9 @@ class Method:
         patches = bool(fixed.pop("patches", False))
         work = workload(preset, self.published, overrides, fixed, patches, self.matched)
         if work.dims == 2 and (why := self._needs_volumes()):
-            raise UserError(f"--dims 2: {self.name} cannot train on slices: {why}")
+            raise UserError(
+                f"--dims 2: {self.name} cannot train on slices: {why}; leave it out of --models"
+            )
         halvings = sum(each.halvings for each in self.techniques)
         halvings += (len(work.channels) - 1) * self.halves
         multiple = 2**halvings
