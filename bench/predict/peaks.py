@@ -31,6 +31,8 @@ NOT_MODELLED = (
     "the CUDA context (a few hundred MiB, by card and driver), and the workspaces of cuBLAS (8 to "
     "32 MiB) and cuDNN, which chooses on the card"
 )
+MUCH_ATTENTION = 0.5
+"""Share of a step's FLOPs from which on it is worth a line."""
 NOT_IN_THE_NUMBER = (
     "CUDA pool: what PyTorch's caching allocator would hold after two steps, in blocks rounded as "
     "it rounds them. Not in the number: " + NOT_MODELLED + "."
@@ -86,6 +88,13 @@ def run_predict(command: PredictCommand, console: Console) -> int:
     console.print(for_terminal(_grid(rows, reserved, step)))
     for method, _, prediction in rows:
         say(console, f"{method.name}: peak in the {prediction.peak}.")
+        if prediction.attention_share > MUCH_ATTENTION:
+            say(
+                console,
+                f"{method.name}: {prediction.attention_share:.0%} of its FLOPs are attention's, "
+                "which grow with the square of the voxels that it looks over. With one level more "
+                "(--channels), it looks over an eighth of them.",
+            )
     if not cuda:
         for line in dict.fromkeys(t.on_cpu for m, _, _ in rows for t in m.techniques if t.on_cpu):
             say(console, line)

@@ -96,6 +96,12 @@ class Prediction:
         assert self.cost.flops_step is not None
         return self.cost.flops_step
 
+    @property
+    def attention_share(self) -> float:
+        """Of the step's FLOPs, what attention's products of all pairs of voxels take."""
+        spent = sum(each.flops for each in self.operators if "attention" in each.name)
+        return spent / max(1, self.flops_step)
+
     def fits_cuda(self, capacity: int, conf: AllocConf | None = None) -> bool:
         """Whether the caching allocator gets through two steps with so many bytes of its own.
 

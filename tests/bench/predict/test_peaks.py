@@ -179,3 +179,13 @@ def test_every_command_takes_a_network_of_others(bench, tmp_path):
     status, _, error = bench("check", *theirs, "--update", "--baseline", tmp_path / "other.csv")
     assert status == 2
     assert "PUBLISHED" in error
+
+
+@pytest.mark.parametrize(("volume", "said"), [(16, True), (8, False)])
+def test_attention_that_takes_most_of_the_flops_is_said(bench, tmp_path, volume, said):
+    """It looks over all voxels of a volume here."""
+    _, out, _ = bench(
+        "predict", "--models", "idm", "--preset", "small", "--volume", volume,
+        "--batch-size", "1", "--channels", "8", "16", "--out", tmp_path,
+    )  # fmt: skip
+    assert ("of its FLOPs are attention's" in " ".join(out.split())) == said
