@@ -53,6 +53,9 @@ class TrainingRecorder(Recorder[TrainingPlan, Trained]):
         text = str(record.status)
         if record.steps and record.elapsed_s is not None:
             text += f" after {record.steps} steps, {record.elapsed_s:.0f} s"
+        if record.autoencoder_steps and record.autoencoder_s is not None:
+            seconds = f"{record.autoencoder_s:.0f} s"
+            text += f" (the autoencoder {record.autoencoder_steps} of them, {seconds})"
         if record.status != "ok":
             return f"{text}: {record.error or 'kept; --resume goes on with it'}"
         if record.peak_memory_bytes is not None:
