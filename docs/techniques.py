@@ -149,8 +149,9 @@ def draw(ways: dict[tuple[str, str], Way]) -> None:
     colours = matplotlib.colormaps["viridis"].with_extremes(bad="0.95")
     shown = axes.imshow(left, cmap=colours, vmin=0, vmax=1, aspect="auto")
     names = [
-        f"{name}\n{ways[name, ''].card_peak_bytes / GIB:.3g} GiB" for name in NETWORKS
-    ]  # fmt: skip
+        "\n".join([*name.split("-"), f"{ways[name, ''].card_peak_bytes / GIB:.3g} GiB"])
+        for name in NETWORKS
+    ]
     axes.set_xticks(range(len(NETWORKS)), names, fontsize=7)
     axes.set_yticks(range(len(techniques)), techniques, fontsize=8)
     axes.xaxis.tick_top()
