@@ -43,11 +43,11 @@ benchmarks: $(VENV)/installed
 # tree was that of a commit.
 MADE = build/results
 
-# What training costs: about an hour on two idle cores.
+# What training costs: half an hour on two idle cores.
 ALL = --models unet checkpoint patchddm idm idm-lean idm-stored
 reference: $(VENV)/installed
 	rm -rf $(MADE)/reference
-	$(RUN) run_bench.py $(ALL) --preset small --minutes 2 --repeats 3 \
+	$(RUN) run_bench.py $(ALL) --preset small --minutes 1 --repeats 3 \
 	    --cache-dir .cache/volumes --out $(MADE)/reference
 	$(RUN) -m bench predict $(ALL) --preset paper --timeline --out $(MADE)/reference/paper
 	$(RUN) -m bench predict $(ALL) --preset equal --timeline --out $(MADE)/reference/equal
