@@ -19,15 +19,15 @@ from torch.utils.checkpoint import checkpoint_sequential
 
 from baselines import unet
 from baselines.patchddm import sinusoidal_embedding
-from bench.ddpm.step import TrainingStep, random_batch
 from bench.ddpm.technique import Technique
 from bench.methods import METHODS, Method
 from bench.predict import Prediction, predict_method
 from bench.presets import Workload
-from bench.probes.cost import StepCost, StepProbe
-from bench.probes.memory import tensors_in
+from bench.probes.cost import StepCost
 from bench.report.grid import Cell, Grid, markdown
 from bench.sizes import GIB
+
+from . import techniques
 
 PAGE = Path(__file__).with_suffix(".md")
 BEGIN, END = "<!-- table -->", "<!-- end of the table -->"
@@ -138,15 +138,7 @@ def predicted(peer: Peer, preset: str, device: Any = "cuda") -> Prediction:
 
 def measured(peer: Peer, preset: str) -> StepCost:
     """The second of two real steps on this CPU."""
-    work = peer.method.workload(preset)
-    network = peer.method.build(work)
-    step = TrainingStep(network, work)
-    batch = step.cut(*random_batch(work, network))
-    step(batch)
-    probe = StepProbe(network, step.optimizer, "cpu", tensors_in(step.held(batch)))
-    probe.start()
-    step(batch)
-    return probe.stop()
+    return techniques.measured(peer.method, peer.method.workload(preset))
 
 
 def grid(preset: str) -> Grid:

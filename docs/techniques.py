@@ -24,7 +24,7 @@ from bench.errors import UserError
 from bench.methods import METHODS, TECHNIQUES, Method, find_methods
 from bench.predict import predict_method
 from bench.predict.parallel import in_processes
-from bench.presets import Overrides
+from bench.presets import Overrides, Workload
 from bench.probes.cost import StepCost, StepProbe
 from bench.probes.memory import tensors_in
 from bench.report.grid import Cell, Grid, markdown
@@ -74,9 +74,8 @@ def refusal(network: str, technique: str, work: Callable[..., Any] = ON_CARD) ->
     return ""
 
 
-def measured(method: Method) -> StepCost:
+def measured(method: Method, work: Workload) -> StepCost:
     """The second of two real steps on this CPU."""
-    work = ON_CPU(method)
     torch.manual_seed(0)
     network = method.build(work)
     step = TrainingStep(network, work)
@@ -95,7 +94,9 @@ def way(pair: tuple[str, str]) -> Way:
     (method,) = find_methods([f"{network}+{technique}".rstrip("+")])
     card = predict_method(method, ON_CARD(method), count_forward=False)
     cpu = predict_method(method, ON_CPU(method), device="cpu", count_forward=False)
-    here = 0 if technique == "fp16" else measured(method).peak_memory_bytes  # it takes minutes
+    here = (
+        0 if technique == "fp16" else measured(method, ON_CPU(method)).peak_memory_bytes
+    )  # it takes minutes
     return Way(
         network, technique, method.kind, "", card.peak_memory_bytes, card.host_bytes,
         card.flops_step, cpu.peak_memory_bytes, here,

@@ -97,7 +97,7 @@ def test_two_steps_take_the_bytes_that_were_predicted(network, technique):
         pytest.skip("a CPU's float16 convolutions take minutes")
     name = f"{network}+{technique}".rstrip("+")
     (method,) = find_methods([name])
-    cost = measured(method)
+    cost = measured(method, ON_CPU(method))
     found = predict_method(method, ON_CPU(method), device="cpu", count_forward=False)
     assert found.peak_memory_bytes == cost.peak_memory_bytes
     assert found.flops_step == cost.flops_step
