@@ -27,7 +27,7 @@ def add(checkout: Path, title: str, table: str) -> None:
     (checkout / file).write_text(code, encoding="utf-8")
     registry = checkout / "bench" / "methods.py"
     before, rest = registry.read_text(encoding="utf-8").split(table)
-    registry.write_text(f"{before}{table}\n{line}{rest}", encoding="utf-8")
+    registry.write_text(f"{before}{table}{line}\n{rest}", encoding="utf-8")
 
 
 @pytest.mark.slow
@@ -38,8 +38,8 @@ def test_a_method_and_a_technique_are_a_file_and_a_line(tmp_path):
     (tmp_path / "results").mkdir()
     for path in (ROOT / "results").glob("published*.csv"):
         shutil.copy(path, tmp_path / "results")
-    add(tmp_path, "Add a method", "METHODS = _Methods(")
-    add(tmp_path, "Add a technique", "for technique in (")
+    add(tmp_path, "Add a method", "METHODS = _Methods(\n")
+    add(tmp_path, "Add a technique", "for technique in (\n")
     names = ["mine", "unet", "unet+half"]
     done = subprocess.run(
         [sys.executable, "run_bench.py", "--models", *names, "--steps", "2", "--preset", "small",

@@ -74,7 +74,7 @@ def measured(name: str, shard: bool, mesh) -> tuple:
             step.network.register_comm_hook(None, reduce)
         for _ in range(2):
             step(batch)
-        others = [*tensors_in(batch), *buckets.values()]
+        others = [*tensors_in(step.held(batch)), *buckets.values()]
         probe = StepProbe(network, step.optimizer, "cpu", others, gathered(network))
         probe.start()
         step(batch)
