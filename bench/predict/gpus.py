@@ -6,7 +6,8 @@ can be less (an H100's 80 GB are 79.65 GiB), and what CUDA gives to programs is 
 (79.19 GiB), which is `usable_bytes`. A context takes its part of that.
 
 TFLOP/s are peaks with dense operands; those of 16 bits sum in float32, as PyTorch does. `source` is
-where the maker gives them; they were entered by hand and not yet compared with those pages.
+where the maker gives them, `compared` the public texts that they were compared with:
+docs/predict.md says which figures, and what differed.
 """
 
 import csv
