@@ -46,7 +46,14 @@ def test_a_row_of_a_former_method_was_predicted_when_it_was_measured():
         assert off.abs().max() < 1e-5
 
 
-@pytest.mark.parametrize("row", cards.of_today(), ids=name)
+EVERY_DAY = ("idm-equal-fp32", "unet-equal-fp32")
+TODAY = [
+    pytest.param(row, id=name(row), marks=() if name(row) in EVERY_DAY else pytest.mark.slow)
+    for row in cards.of_today()
+]
+
+
+@pytest.mark.parametrize("row", TODAY)
 def test_todays_prediction_is_what_the_card_measured(row):
     """To the byte, and to the allocation: tensors alone, which no workspace touches."""
     prediction = cards.predict_row(row)
@@ -60,6 +67,7 @@ def test_todays_prediction_is_what_the_card_measured(row):
     assert row["measured_allocated_bytes"] == pytest.approx(allocated, rel=0.01)
 
 
+@pytest.mark.slow
 def test_the_page_shows_the_files():
     text = cards.PAGE.read_text(encoding="utf-8")
     assert cards.page(text) == text, "python -m docs.cards makes the tables anew"

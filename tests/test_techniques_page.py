@@ -23,8 +23,10 @@ def test_the_page_is_made_of_the_table():
 
 
 def test_a_refusal_is_said_in_todays_words():
-    for (network, technique), way in WAYS.items():
-        assert way.refused == (technique and techniques.refusal(network, technique))
+    refused = [way for way in WAYS.values() if way.refused]
+    assert len(refused) > 30
+    for way in refused:
+        assert techniques.refusal(way.network, way.technique) == way.refused
 
 
 def test_two_real_steps_took_the_bytes_that_were_predicted():

@@ -15,8 +15,9 @@ from docs.validation import comparison
 from docs.validation.cases import CASES
 
 ROWS, PREDICTED = comparison.published(), comparison.read_predicted()
-QUICK = [key for key in PREDICTED if not CASES[key].slow]
-SLOW = [key for key in PREDICTED if CASES[key].slow]
+# Every day a third of what is quick to predict.
+QUICK = [key for key in PREDICTED if not CASES[key].slow][::3]
+SLOW = [key for key in PREDICTED if key not in QUICK]
 
 
 @pytest.mark.parametrize("key", QUICK, ids=" ".join)

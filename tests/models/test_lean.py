@@ -31,6 +31,7 @@ def peak_of_a_step(shape: tuple[int, ...]) -> float:
         return watch.peak / GIB
 
 
+@pytest.mark.slow
 def test_paper_in_two_and_a_half_gib():
     assert peak_of_a_step(PAPER) <= 2.5
 

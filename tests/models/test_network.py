@@ -57,11 +57,13 @@ def test_paper_has_the_papers_parameters():
     assert count == pytest.approx(343.6e6, rel=0.01)
 
 
+@pytest.mark.slow
 def test_paper_fits_where_the_paper_fits(paper):
     assert paper.peak <= 6.71 * GIB
     assert paper.activations <= 1.0 * GIB
 
 
+@pytest.mark.slow
 def test_paper_needs_a_third_more_flops_than_stored(paper):
     stored = cost_of_step(lambda: build(channels=PUBLISHED["channels"], backward="stored"), PAPER)
     assert 1.2 < paper.flops / stored.flops <= 1.34

@@ -128,7 +128,14 @@ ATTENTION = (
 )
 
 
-@pytest.mark.parametrize("name", METHODS)
+RELATED = ("checkpoint", "idm-stored", "unet-attention", "iunet", "revunet")
+"""Of parts that other methods here have, too: in the slow suite."""
+NAMES = [
+    pytest.param(name, marks=pytest.mark.slow) if name in RELATED else name for name in METHODS
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_in_float32_a_method_runs_the_operators_of_a_cpu(name):
     """All but attention, whose kernel is another, and of which a CPU copies the result."""
     size = Overrides(volume=16, batch_size=1, channels=(8, 16, 32), couplings=1)

@@ -63,7 +63,14 @@ def counted(name: str, batch: int) -> int:
     return forward_flops(built(name), *inputs(name, batch))
 
 
-@pytest.mark.parametrize("name", METHODS)
+RELATED = ("checkpoint", "idm-stored", "unet-attention", "iunet", "revunet")
+"""Of parts that other methods here have, too: in the slow suite."""
+NAMES = [
+    pytest.param(name, marks=pytest.mark.slow) if name in RELATED else name for name in METHODS
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("batch", [1, 2, 3])
 def test_both_counts_of_every_method_agree(name, batch):
     network, (x_t, t) = built(name), inputs(name, batch)
@@ -75,7 +82,7 @@ def test_both_counts_of_every_method_agree(name, batch):
     assert dispatched_forward_flops(lambda: network(x_t, t)) == products // 2 + norms.flops
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", NAMES)
 def test_flops_of_a_sample_do_not_depend_on_the_batch(name):
     one, two, three = (counted(name, batch) for batch in (1, 2, 3))
     assert three - two == two - one

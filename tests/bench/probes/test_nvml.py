@@ -180,6 +180,7 @@ def test_the_idle_card_around_a_window_is_not_part_of_it(play, counter):
     assert got["energy_j"] == pytest.approx(7 * 300, rel=TOLERANCE)
 
 
+@pytest.mark.slow
 def test_slow_calls_in_the_polling_thread(play):
     """In real time: what must not be metered is the readings of all probes around the window."""
     lines = (CONSTANT.line, COUNTER, "temperature 50 0", SLOW)

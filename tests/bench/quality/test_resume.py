@@ -47,7 +47,8 @@ def assert_same_training(one: QualityRun, other: QualityRun, method: str) -> Non
             assert torch.equal(tensor, second[name]), name
 
 
-@pytest.mark.parametrize("method", ["idm", pytest.param("idm-lean", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["idm", "idm-lean"])
 def test_killed_by_sigkill(runs, method, tmp_path):
     """Its process is killed at step 5, and its last checkpoint is that of step 1 or 2."""
     whole, killed = runs
