@@ -37,8 +37,6 @@ class WithCoordinates(nn.Module):
     def __init__(self, network: nn.Module, image_channels: int) -> None:
         super().__init__()
         self.network, self.image_channels = network, image_channels
-        if hasattr(network, "make_optimizer"):
-            self.make_optimizer = network.make_optimizer
 
     def forward(
         self, x: Tensor, timesteps: Tensor, coordinates: Tensor | None = None, **given: Any

@@ -35,8 +35,6 @@ class OnWavelets(nn.Module):
         self.network = network
         if hasattr(network, "inverse"):
             self.inverse = self._inverse
-        if hasattr(network, "make_optimizer"):
-            self.make_optimizer = network.make_optimizer
 
     def forward(self, x: Tensor, timesteps: Tensor, **given: Any) -> Tensor:
         return volume(self.network(coefficients(x), timesteps, **given))

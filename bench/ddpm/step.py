@@ -201,8 +201,9 @@ class TrainingStep:
 
     def _make_optimizer(self) -> torch.optim.Optimizer:
         rate, l2 = self.training.learning_rate, self.training.lambda_l2
-        if hasattr(self.network, "make_optimizer"):
-            return self.network.make_optimizer(learning_rate=rate, lambda_l2=l2)  # type: ignore[operator]
+        for module in self.network.modules():  # the network, or the one that a technique wraps
+            if hasattr(module, "make_optimizer"):
+                return module.make_optimizer(learning_rate=rate, lambda_l2=l2)  # type: ignore[no-any-return, operator]
         if make := optimizer_of(self.techniques):
             return make(self.network, learning_rate=rate, lambda_l2=l2)
         # The fused kernel updates in place; the others hold temporaries the size of the weights.
