@@ -1,7 +1,7 @@
 """The command `fit`: the largest batch and the largest volume that train in so much memory."""
 
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 
 from rich.console import Console
 
@@ -127,12 +127,24 @@ def answer(question: Question) -> Fit:
     def needs(work: Workload) -> int:
         return predicted(work).cuda_pool.peak_allocated
 
-    def limit_that_it_needs(work: Workload) -> int:
-        """More than the limit where the allocator does not get by, be it for its fragments."""
-        needed = needs(work)
-        if needed > question.limit or predicted(work).fits_cuda(question.limit, conf):
-            return needed
-        return question.limit + 1
+    def pool_that_it_needs(work: Workload) -> int:
+        """Roughly the least that the allocator gets by with; at most the limit if it fits in that.
+
+        It grows with the batch as a line does, so the search meets the limit in few predictions.
+        """
+        low = needs(work)
+        fits = partial(predicted(work).fits_cuda, conf=conf)
+        if low <= question.limit and fits(question.limit):
+            high = question.limit
+        else:
+            low = max(low, question.limit + 1)
+            high = low
+            while not fits(high):
+                low, high = high + 1, high * 5 // 4
+        while high - low > high // 64:
+            middle = (low + high) // 2
+            low, high = (low, middle) if fits(middle) else (middle + 1, high)
+        return high
 
     def fits_by_default(work: Workload) -> bool:
         return predicted(work).fits_cuda(question.limit)
@@ -147,13 +159,13 @@ def answer(question: Question) -> Fit:
 
     def one_needs(count: int) -> int:
         try:
-            return limit_that_it_needs(one_of(count))
+            return pool_that_it_needs(one_of(count))
         except (ValueError, UserError):
             return 0  # too small, not too large: a norm over a single voxel, less than a patch
 
     with refusals_in_a_line(method):
         batch = largest_that_fits(
-            lambda size: limit_that_it_needs(batch_of(size)), question.limit, start=work.batch_size
+            lambda size: pool_that_it_needs(batch_of(size)), question.limit, start=work.batch_size
         )
     count = largest_that_fits(
         one_needs,
