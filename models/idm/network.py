@@ -19,7 +19,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .attention import InvertibleAttention
-from .coupling import CONVOLUTIONS, CONVOLVE, AdditiveCoupling, ConvolutionBlock, wide_if_thin
+from .coupling import (
+    CONVOLUTIONS,
+    CONVOLVE,
+    AdditiveCoupling,
+    ConvolutionBlock,
+    fastest_layout,
+    wide_if_thin,
+)  # fmt: skip
 from .resampling import ChannelMixing, Downsampling, OrthogonalLayer
 from .reversible import Backward, Region, Value, is_plain, left_to_eager
 
@@ -107,6 +114,7 @@ class Lift(nn.Module):
         copies = (image[:, None] * scales).flatten(1, 2)
         if condition.shape[1]:
             copies = torch.cat([copies, condition], dim=1)
+        copies = copies.contiguous(memory_format=fastest_layout(copies, len(self.weight) // 2))
         shift = (shift + self.bias).reshape(len(x), -1, *(1,) * self.dims)
         convolve = CONVOLVE[self.dims]
         first, second = (
@@ -185,8 +193,11 @@ class Project(nn.Module):
         shape = (-1, *(1,) * self.dims)
         v = v if bias is None else v - bias.reshape(shape)
         v = v / scale.reshape(shape)
+        laid = fastest_layout(v, weight.shape[1] // 2)
         first, second = (
-            CONVOLVE_TRANSPOSED[self.dims](v, part, padding=1).to(weight.dtype)
+            CONVOLVE_TRANSPOSED[self.dims](v, part, padding=1)
+            .to(weight.dtype)
+            .contiguous(memory_format=laid)
             for part in weight.chunk(2, dim=1)
         )
         return first, second

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import register_parametrization
 
+from .coupling import fastest_layout, layout
 from .reversible import Frame, Rewound
 
 LARGEST_BLOCK = 64
@@ -156,17 +157,17 @@ class ChannelMixing(OrthogonalLayer):
         sizes = self.outputs if back == self.transposed else self.inputs
         batch, grid = tensors[0].shape[0], tensors[0].shape[2:]
         if torch.is_grad_enabled() or torch.jit.is_tracing():
-            whole = torch.cat([tensor.flatten(2) for tensor in tensors], dim=1)
+            whole = _cat([tensor.flatten(2) for tensor in tensors])
             mixed = self._mix(whole, matrices, back)
             return tuple(piece.unflatten(2, grid) for piece in mixed.split(sizes, dim=1))
-        flat = [tensor.flatten(2) for tensor in tensors]
-        result = [flat[0].new_empty(batch, size, flat[0].shape[2]) for size in sizes]
+        result = [_empty(tensors[0], batch, size, *grid) for size in sizes]
+        flat, filled = ([tensor.flatten(2) for tensor in pieces] for pieces in (tensors, result))
         for sample, voxels in _chunks(flat):
             chunk = _gather(flat, sample, voxels)
             pieces = self._mix(chunk, matrices, back).split(sizes, dim=1)
-            for target, piece in zip(result, pieces, strict=True):
+            for target, piece in zip(filled, pieces, strict=True):
                 target[sample, :, voxels].copy_(piece)
-        return tuple(tensor.unflatten(2, grid) for tensor in result)
+        return tuple(result)
 
     def outer(self, ys: Sequence[Tensor], xs: Sequence[Tensor], matrices: Tensor) -> Tensor:
         ys, xs = [y.flatten(2) for y in ys], [x.flatten(2) for x in xs]
@@ -179,10 +180,9 @@ class ChannelMixing(OrthogonalLayer):
         return total
 
     def _mix(self, x: Tensor, matrices: Tensor, back: bool) -> Tensor:
-        if back:
-            return (matrices.mT @ self._blocks(x, matrices, self.shuffled)).flatten(1, 2)
-        mixed = matrices @ self._blocks(x, matrices, shuffled=False)
-        return (mixed.transpose(1, 2) if self.shuffled else mixed).flatten(1, 2)
+        blocks = self._blocks(x, matrices, shuffled=back and self.shuffled)
+        mixed = _multiply(matrices.mT if back else matrices, blocks)
+        return (mixed.transpose(1, 2) if self.shuffled and not back else mixed).flatten(1, 2)
 
     @staticmethod
     def _blocks(x: Tensor, matrices: Tensor, shuffled: bool) -> Tensor:
@@ -224,7 +224,9 @@ class Downsampling(OrthogonalLayer):
         cells = self._to_cells(tensors[0])
         grid = cells.shape[3:]
         parts = (matrices[:, :half], matrices[:, half:])
-        return tuple((part @ cells.flatten(3)).flatten(1, 2).unflatten(2, grid) for part in parts)
+        turned = [(part @ cells.flatten(3)).flatten(1, 2).unflatten(2, grid) for part in parts]
+        laid = fastest_layout(turned[0], turned[0].shape[1])
+        return tuple(half.contiguous(memory_format=laid) for half in turned)
 
     def outer(self, ys: Sequence[Tensor], xs: Sequence[Tensor], matrices: Tensor) -> Tensor:
         half = matrices.shape[1] // 2
@@ -271,4 +273,20 @@ def _chunks(tensors: Sequence[Tensor]) -> Iterator[tuple[slice, slice]]:
 
 
 def _gather(tensors: Sequence[Tensor], sample: slice, voxels: slice) -> Tensor:
-    return torch.cat([tensor[sample, :, voxels] for tensor in tensors], dim=1)
+    return _cat([tensor[sample, :, voxels] for tensor in tensors])
+
+
+def _cat(pieces: list[Tensor]) -> Tensor:
+    """Pieces (B, c, V) along the channels, which stay beside each other if they were."""
+    if pieces[0].stride(1) == 1:
+        return torch.cat([piece.mT for piece in pieces], dim=2).mT
+    return torch.cat(pieces, dim=1)
+
+
+def _multiply(matrices: Tensor, x: Tensor) -> Tensor:
+    """Q x, for x (B, blocks, n, V), laid as x is."""
+    return (x.mT @ matrices.mT).mT if x.stride(-1) != 1 else matrices @ x
+
+
+def _empty(like: Tensor, *shape: int) -> Tensor:
+    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=layout(like))

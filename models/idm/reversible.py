@@ -655,7 +655,8 @@ def _address(tensor: Tensor) -> int:
 def _identity(tensor: Tensor) -> tuple[Any, ...]:
     """Of a tensor's contents, whatever views of it hooks hand on."""
     where = _address(tensor), tensor.storage_offset(), tensor._version
-    return *where, tensor.shape, tensor.stride(), tensor.dtype
+    strides = [s for size, s in zip(tensor.shape, tensor.stride(), strict=True) if size != 1]
+    return *where, tensor.shape, *strides, tensor.dtype
 
 
 def _any_sharded(tensors: Iterable[Tensor]) -> bool:

@@ -128,6 +128,8 @@ ATTENTION = (
 )
 
 
+LAYING = ("aten.view.default", "aten.clone.default", "aten.transpose.int", "aten.permute.default")
+
 RELATED = ("checkpoint", "idm-stored", "unet-attention", "iunet", "revunet")
 """Of parts that other methods here have, too: in the slow suite."""
 NAMES = [
@@ -137,7 +139,11 @@ NAMES = [
 
 @pytest.mark.parametrize("name", NAMES)
 def test_in_float32_a_method_runs_the_operators_of_a_cpu(name):
-    """All but attention, whose kernel is another, and of which a CPU copies the result."""
+    """All but attention, whose kernel is another, and of which a CPU copies the result.
+
+    IDM lays its state as a CPU convolves it fastest, so what moves and copies is another there.
+    """
+    moving = LAYING if name.startswith("idm") else ()
     size = Overrides(volume=16, batch_size=1, channels=(8, 16, 32), couplings=1)
     if name == "latent":
         size = Overrides(volume=32)
@@ -152,6 +158,7 @@ def test_in_float32_a_method_runs_the_operators_of_a_cpu(name):
         return [
             name for before, name in zip(["", *names], names, strict=False)
             if not before.startswith("aten.attention.") and name not in AFTER_ATTENTION
+            and name not in moving
         ]  # fmt: skip
 
     assert sequence(on_cpu, ATTENTION[0]) == sequence(on_a_card, ATTENTION[1])
