@@ -238,8 +238,9 @@ def _from_json(path: Path) -> Listing:
             row: dict[str, Scan] = {}
             for key, value in case.items():
                 row |= _scans_of(path, key, value, modalities)
-            first = next(iter(row.values())).path
-            subject = str(case.get("subject", first.name.removesuffix(".gz").removesuffix(".nii")))
+            image = case.get("image")
+            named = image if isinstance(image, str) else next(iter(row.values())).path
+            subject = str(case.get("subject", _case(Path(named).name)))
             if subject in listing.rows:
                 raise UserError(f"{path}: {subject} is there twice")
             listing.rows[subject] = row
@@ -303,11 +304,26 @@ def _scans_of(path: Path, key: str, value: Any, modalities: Sequence[str]) -> di
         return {key: Scan(path.parent / files[0])}
     if not modalities:
         return {f"image{i}": Scan(path.parent / file) for i, file in enumerate(files)}
+    image = path.parent / files[0]
+    if len(files) == 1 and (channels := _channels_of(image, len(modalities))):
+        return {name: Scan(file) for name, file in zip(modalities, channels, strict=True)}
     if len(files) == 1 < len(modalities):  # all of them in one 4D file
-        return {name: Scan(path.parent / files[0], i) for i, name in enumerate(modalities)}
+        return {name: Scan(image, i) for i, name in enumerate(modalities)}
     if len(files) != len(modalities):
         raise ValueError(f"{len(files)} images of {len(modalities)} modalities")
     return {name: Scan(path.parent / file) for name, file in zip(modalities, files, strict=True)}
+
+
+def _case(file: str) -> str:
+    return file.removesuffix(".gz").removesuffix(".nii")
+
+
+def _channels_of(image: Path, count: int) -> list[Path]:
+    """`CASE_0000.nii.gz`, … where nnU-Net 1 lists `CASE.nii.gz`, which there is not; else none."""
+    case = _case(image.name)
+    ending = image.name.removeprefix(case)
+    channels = [image.with_name(f"{case}_{number:04d}{ending}") for number in range(count)]
+    return [] if os.path.lexists(image) or not os.path.lexists(channels[0]) else channels
 
 
 def _text(path: Path) -> str:

@@ -248,6 +248,25 @@ def test_a_dataset_json_of_nnunet(of_nnunet):
     assert source.left_out == {"lacks T2w": ["sub-02"], "lacks label": ["sub-03"]}
 
 
+def test_a_dataset_json_of_the_first_nnunet(of_nnunet):
+    """It lists cases, and not the files of their channels."""
+    want = opened(of_nnunet, "T1w", "T2w", condition=("label",))
+    cases = [
+        {"image": f"./imagesTr/sub-0{n}.nii.gz", "label": f"./labelsTr/sub-0{n}.nii.gz"}
+        for n in (1, 2, 3)
+    ]
+    dataset = {"modality": {"0": "T2w", "1": "T1w"}, "training": cases}
+    dataset["labels"] = {"0": "background", "1": "grey", "2": "white"}
+    (of_nnunet / "dataset.json").write_text(json.dumps(dataset))
+    source = opened(of_nnunet, "T1w", "T2w", condition=("label",))
+    assert source.subjects == want.subjects
+    assert source.condition == ("label:grey", "label:white")
+    assert np.array_equal(source[1], want[1])
+
+    (of_nnunet / "imagesTr" / "sub-02_0001.nii.gz").unlink()
+    assert "sub-02_0001.nii.gz" in refusal(of_nnunet, "T1w")
+
+
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
