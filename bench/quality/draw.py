@@ -205,8 +205,9 @@ def _write_figure2(
 def _grid(scores: Sequence[Score], sampler: str) -> Grid:
     found = {(row.method, row.seed, row.modality, row.column): row.value for row in scores}
     names = {"ms_ssim": "MS-SSIM", "histogram_distance": "histogram distance"}
-    if any(row.column == "dice" for row in scores):
-        names["dice"] = "Dice with the mask"
+    for column, name in (("frechet_random", "Fréchet distance"), ("dice", "Dice with the mask")):
+        if any(row.column == column for row in scores):
+            names[column] = name
     rows = []
     for method, seed, modality in dict.fromkeys(key[:3] for key in found):
         if modality == "all":

@@ -33,6 +33,8 @@ UNITS = {
     "mae": "standard deviations of the noise", "mse": "variances of the noise",
     "ms_ssim": None, "ms_ssim_real": None,
     "histogram_distance": "intensity", "histogram_distance_real": "intensity",
+    "frechet_random": "variances of real features",
+    "frechet_random_real": "variances of real features",
     "dice": None, "dice_real": None,
     "sampling_start": "timestep", "sampling_peak_memory_bytes": "bytes",
 }  # fmt: skip
@@ -164,7 +166,9 @@ def score_samples(
 
     `ms_ssim` is the mean over pairs of samples, `ms_ssim_real` over pairs of real volumes;
     `histogram_distance` is between samples and real volumes, `histogram_distance_real` between
-    every other real volume and the rest: what two sets of real ones differ by. `dice` is between
+    every other real volume and the rest: what two sets of real ones differ by. `frechet_random` is
+    between the samples and as many real volumes, `frechet_random_real` between these and, as far as
+    there are any, as many others. `dice` is between
     the masks that samples were drawn from and what their own intensities say (`TissueByIntensity`),
     `dice_real` the same of the real volumes: no sample can be expected to have more.
 
@@ -199,11 +203,14 @@ def score_samples(
             if len(similarity):
                 mean, sd, count = _mean(similarity)
                 scores.append(row(modality, column, mean, count, sd))
-        for column, one, other in (
-            ("histogram_distance", drawn, known),
-            ("histogram_distance_real", known[::2], known[1::2]),
+        as_many = known[: len(drawn)], known[len(drawn) : 2 * len(drawn)]
+        for column, measure, one, other in (
+            ("histogram_distance", metrics.histogram_distance, drawn, known),
+            ("histogram_distance_real", metrics.histogram_distance, known[::2], known[1::2]),
+            ("frechet_random", metrics.frechet_distance, drawn, as_many[0]),
+            ("frechet_random_real", metrics.frechet_distance, as_many[1], as_many[0]),
         ):
-            distance = metrics.histogram_distance(one, other)
+            distance = measure(one, other)
             if math.isfinite(distance):
                 scores.append(row(modality, column, distance, len(one)))
         if masks is not None:

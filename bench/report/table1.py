@@ -26,13 +26,15 @@ LABELS = {
     "psnr": "PSNR (dB)", "psnr_noisy": "noisy input (dB)", "ssim": "SSIM", "mae": "MAE of ε",
     "mse": "MSE of ε", "ms_ssim": "MS-SSIM, samples", "ms_ssim_real": "MS-SSIM, real",
     "histogram_distance": "histogram distance", "histogram_distance_real": "distance, real",
+    "frechet_random": "Fréchet distance (random features)",
+    "frechet_random_real": "Fréchet, real",
     "dice": "Dice with the mask", "dice_real": "Dice, real",
     "sampling_start": "from t", "sampling_peak_memory_bytes": "peak memory, live (GiB)",
 }  # fmt: skip
 _SAMPLED = re.compile(r"dd[a-z-]+-\d+")
 """A protocol that is a sampler and its steps: `ddpm-2000`."""
 _SAMPLES = ("ms_ssim", "ms_ssim_real", "histogram_distance", "histogram_distance_real")
-_OF_MASKS = ("dice", "dice_real")
+_WHERE_THEY_ARE = ("frechet_random", "frechet_random_real", "dice", "dice_real")
 _KEYS = ["modality", "method", "origin", "protocol", "data"]
 _DATA = {
     "phantom": "embedded brains, drawn from one average anatomy: not BraTS",
@@ -108,8 +110,8 @@ def noise_levels_grid(rows: Sequence[Row]) -> Grid:
 def samples_grid(rows: Sequence[Row]) -> Grid:
     """Generated volumes beside real ones, and the cost of generating them."""
     rows = [row for row in rows if _SAMPLED.fullmatch(str(row["protocol"]))]
-    with_masks = any(row["column"] in _OF_MASKS for row in rows)
-    columns = (*_SAMPLES, *_OF_MASKS) if with_masks else _SAMPLES
+    there = {row["column"] for row in rows}
+    columns = (*_SAMPLES, *(column for column in _WHERE_THEY_ARE if column in there))
     shown = []
     for (method, protocol, _), drawn in grouped(rows, ["method", "protocol", "data"]).items():
         sampler, _, steps = str(protocol).rpartition("-")
@@ -134,7 +136,7 @@ def samples_grid(rows: Sequence[Row]) -> Grid:
             "Histogram distance: 1-Wasserstein distance of the intensities above 0.05, on a scale "
             "of 0 to 1, of samples to real volumes; real: of one half of the real volumes to the "
             "other.",
-            *_dice_note(rows),
+            *_notes_where_they_are(there),
             "From t: the timestep at which sampling begins, 1999 with pure noise; ddpm-mean begins "
             "lower, with the mean training volume under the noise of that timestep.",
             "Peak memory, live: of the tensors in one denoising step of all samples at once, "
@@ -144,8 +146,14 @@ def samples_grid(rows: Sequence[Row]) -> Grid:
     )  # fmt: skip
 
 
-def _dice_note(rows: Sequence[Row]) -> Iterator[str]:
-    if any(row["column"] in _OF_MASKS for row in rows):
+def _notes_where_they_are(columns: set[Any]) -> Iterator[str]:
+    if "frechet_random" in columns:
+        yield (
+            "Fréchet distance: of samples to as many real volumes, in what an untrained network "
+            "with fixed random weights sees, as a share of the variance there; real: of as many "
+            "other real volumes to these."
+        )
+    if "dice" in columns:
         yield (
             "Dice with the mask: of the labels that the intensities say, each that of most real "
             "voxels of this intensity, with the mask that was drawn from; real: of the real "

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from monai.metrics.fid import compute_frechet_distance
 from scipy.ndimage import correlate1d
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import Tensor
@@ -137,6 +138,24 @@ def test_the_distance_of_histograms_is_the_work_to_move_one_onto_the_other():
     # Uniform on [0.2, 0.6] and on [0.2, 1.0]: quantiles differ by 0.4 u, 0.2 on average.
     assert metrics.histogram_distance(0.2 + 2 * (grid - 0.2), grid) == pytest.approx(0.2, abs=1e-5)
     assert metrics.histogram_distance(grid.flip(2), grid) == pytest.approx(0, abs=1e-6)
+
+
+def test_frechets_distance_is_monais_of_the_same_features(brains):
+    real, noisy = brains, (brains + 0.2 * torch.rand_like(brains)).clamp(0, 1)
+    features = [metrics.random_features(each).double() for each in (noisy, real)]
+    # Covariances of rank 3: a little of the identity, or MONAI has no root of their product.
+    means = [each.mean(0) for each in features]
+    spreads = [torch.cov(each.T) + 1e-12 * torch.eye(32).double() for each in features]
+    pairs = zip(means, spreads, strict=True)
+    expected = compute_frechet_distance(*(part for pair in pairs for part in pair))
+    found = metrics.frechet_distance(noisy, real)
+    assert found == pytest.approx(float(expected / spreads[1].trace()), rel=1e-3)
+
+    assert metrics.frechet_distance(real, real.flip(0)) == pytest.approx(0, abs=1e-6)
+    assert found > 10 * metrics.frechet_distance((real + 1e-3).clamp(0, 1), real)
+    assert math.isnan(metrics.frechet_distance(real[:1], real))
+    middle = slice(None), slice(None), slice(None), slice(None), 16
+    assert metrics.frechet_distance(noisy[middle], real[middle]) > 0
 
 
 def test_the_background_is_not_in_the_histogram():
