@@ -199,9 +199,10 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> N
 
 @pytest.mark.slow
 def test_idm_learns(tmp_path):
-    """45 steps at `small`, about a minute, leave less than 0.3 of what predicting zero leaves."""
-    process = quality(tmp_path, "--models", "idm", "--steps", "45", "--validations", "1",
-                      *FEW_SAMPLES, "--out", str(tmp_path / "out"))  # fmt: skip
+    """60 steps at 16³ leave less than 0.3 of what predicting zero leaves."""
+    process = quality(tmp_path, "--models", "idm", "--volume", "16", "--batch-size", "4",
+                      "--channels", "16", "32", "64", "--steps", "60", "--validations", "1",
+                      "--samples", "0", "--out", str(tmp_path / "out"))  # fmt: skip
     output, _ = process.communicate()
     assert process.returncode == 0, output
     curve = the_run(tmp_path / "out").learning()
