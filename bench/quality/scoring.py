@@ -1,6 +1,6 @@
 """Scores of a trained denoiser and of its samples, as rows of `quality.csv`.
 
-Two protocols, for the denoiser at four timesteps:
+Two protocols, for the denoiser at five timesteps:
 
 - `validation`: mean and standard deviation over all validation volumes;
 - `best-batch`: the paper's (§5.3), the best single batch of 2 validation volumes. The paper does
@@ -24,7 +24,8 @@ from ..presets import Sampler
 from ..records.rows import Peak, Score
 from . import metrics
 
-TIMES = (TIMESTEPS // 10, TIMESTEPS // 4, TIMESTEPS // 2, 3 * TIMESTEPS // 4)
+TIMES = tuple(TIMESTEPS * share // 100 for share in (1, 10, 25, 50, 75))
+"""At the first, there is so little noise that a young network may do worse than by predicting 0."""
 HEADLINE = TIMESTEPS // 4
 """The timestep of Table 1, T/4: alpha_bar is 0.85, the noise at 0.43 of the range [−1, 1]."""
 

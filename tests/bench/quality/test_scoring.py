@@ -56,7 +56,8 @@ def test_a_perfect_denoiser_has_perfect_scores(brains):
         for modality in ("t1", "t2"):
             for step in TIMES:
                 of = scores.loc[(protocol, step, modality)]["value"]
-                assert of["mae"] < 1e-5
+                noise = math.sqrt(1 - Diffusion().alpha_bar[step].item())  # divides the rounding
+                assert of["mae"] < 1e-6 / noise
                 assert of["mse"] < 1e-9
                 assert of["ssim"] == pytest.approx(1, abs=1e-3)
                 assert of["psnr"] > 80  # rounding of float32 is all that is left
