@@ -19,14 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .attention import InvertibleAttention
-from .coupling import (
-    CONVOLUTIONS,
-    CONVOLVE,
-    AdditiveCoupling,
-    ConvolutionBlock,
-    fastest_layout,
-    wide_if_thin,
-)  # fmt: skip
+from .coupling import CONVOLUTIONS, CONVOLVE, AdditiveCoupling, ConvolutionBlock, wide_if_thin
+from .layout import fastest_layout
 from .resampling import ChannelMixing, Downsampling, OrthogonalLayer
 from .reversible import Backward, Region, Value, is_plain, left_to_eager
 

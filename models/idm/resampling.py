@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import register_parametrization
 
-from .coupling import fastest_layout, layout
+from .layout import fastest_layout, layout
 from .reversible import Frame, Rewound
 
 LARGEST_BLOCK = 64
