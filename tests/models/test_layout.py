@@ -47,7 +47,8 @@ def test_the_layout_changes_no_value_and_no_gradient(monkeypatch, backward, dims
         right = run(exact, x.double())
         assert (ours - right).norm() < 1.5 * (theirs - right).norm() < 1e-5 * right.norm()
     last = {2: torch.channels_last, 3: torch.channels_last_3d}[dims]
-    assert laid[0] == last
+    if samples == 2:  # a single small volume does not go to oneDNN, and is left as it is
+        assert laid[0] == last
     assert laid[-1] == torch.contiguous_format
 
 
