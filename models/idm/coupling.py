@@ -19,6 +19,9 @@ from .reversible import Frame, Rewound, gradients, has_hooks, may_overwrite, vie
 
 T = TypeVar("T")
 
+FEWEST_SLICES = 3
+"""Two would need more, for what they add up to, than they save."""
+
 
 def is_too_thin(x: Tensor) -> bool:
     """Whether oneDNN's 16-bit convolution would leave weight gradients uninitialised.
@@ -232,7 +235,7 @@ class _KeepInput(torch.autograd.Function):
         x, weight, scale, offset = ctx.saved_tensors
         wanted = ctx.needs_input_grad[:4]
         count = 1 if ctx.slice_bytes is None else min(ctx.groups, -(-x.nbytes // ctx.slice_bytes))
-        if count == 1:
+        if count < FEWEST_SLICES:
             norm = scale, offset, ctx.groups, ctx.eps
             return *_gradients(x, weight, *norm, grad, wanted), None, None, None
         found: list[Any] = []
@@ -340,11 +343,11 @@ class ConvolutionBlock(nn.Module):
         """F as a sum over slices of the hidden channels, by whole groups of the norm: exact."""
         if self.slice_bytes is None or has_hooks(self):
             return [self]
-        count = -(-x.nbytes // self.slice_bytes)
-        if count == 1:
+        wanted = -(-x.nbytes // self.slice_bytes)
+        if wanted < FEWEST_SLICES or self.second.groups < FEWEST_SLICES:
             return [self]
         groups = self.second.groups
-        count = min(groups, count)
+        count = min(groups, wanted)
         return [functools.partial(self._part, *bound) for bound in _slices(groups, count)]
 
     def _part(

@@ -222,11 +222,13 @@ class Downsampling(OrthogonalLayer):
             cells = cells + matrices[:, half:].mT @ high.flatten(3)
             return (self._from_cells(cells.unflatten(3, grid)),)
         cells = self._to_cells(tensors[0])
-        grid = cells.shape[3:]
-        parts = (matrices[:, :half], matrices[:, half:])
-        turned = [(part @ cells.flatten(3)).flatten(1, 2).unflatten(2, grid) for part in parts]
-        laid = fastest_layout(turned[0], turned[0].shape[1])
-        return tuple(half.contiguous(memory_format=laid) for half in turned)
+        return tuple(self._turned(cells, part) for part in (matrices[:, :half], matrices[:, half:]))
+
+    @staticmethod
+    def _turned(cells: Tensor, part: Tensor) -> Tensor:
+        """One of the two halves, laid as its level's convolutions are fastest."""
+        turned = (part @ cells.flatten(3)).flatten(1, 2).unflatten(2, cells.shape[3:])
+        return turned.contiguous(memory_format=fastest_layout(turned, turned.shape[1]))
 
     def outer(self, ys: Sequence[Tensor], xs: Sequence[Tensor], matrices: Tensor) -> Tensor:
         half = matrices.shape[1] // 2

@@ -29,7 +29,8 @@ from tests.models.test_reversible import (
 
 def idm(dims: int = 3) -> IDM:
     torch.manual_seed(0)
-    return perturbed(IDM(channels=NARROW, dims=dims, backward="stored").double())
+    widths = (32, 64, 128)  # from 32 on F has slices
+    return perturbed(IDM(channels=widths, dims=dims, backward="stored").double())
 
 
 def twin(net: IDM, kind: str) -> IDM:
@@ -219,14 +220,14 @@ def test_what_hooks_keep_stays_as_it_is():
 
 
 def test_slices_of_f_are_not_taken_past_hooks_on_its_layers():
-    block = ConvolutionBlock(8)
+    block = ConvolutionBlock(16)
     block.slice_bytes = 2**6
-    x = torch.randn(1, 8, 4, 4, 4)
-    assert len(block.parts(x)) == 2
+    x = torch.randn(1, 16, 4, 4, 4)
+    assert len(block.parts(x)) == 4
     handle = block.second.register_forward_hook(lambda *_: None)
     assert block.parts(x) == [block]
     handle.remove()
-    assert len(block.parts(x)) == 2
+    assert len(block.parts(x)) == 4
 
 
 # --- counters of FLOPs --------------------------------------------------------------------------

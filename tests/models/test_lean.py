@@ -46,11 +46,11 @@ def lean_twin(net: IDM, **options) -> LeanIDM:
 @pytest.mark.parametrize("dims", [2, 3])
 @pytest.mark.parametrize("lambda_r", [0.0, 0.5])
 def test_gradients_are_those_of_idm(dims, lambda_r):
-    net = perturbed(IDM(channels=(16, 32, 64), dims=dims).double())
+    net = perturbed(IDM(channels=(32, 64, 128), dims=dims).double())
     x, t = batch(3, 1, *(8,) * dims, dtype=torch.float64)
     sliced = lean_twin(net, slice_bytes=2**10)
     blocks = [m.function for m in sliced.body.values() if hasattr(m, "function")]
-    assert len(blocks[0].parts(torch.zeros(1, 8, 8, 8, 8))) > 1
+    assert len(blocks[0].parts(torch.zeros(1, 16, 8, 8, 8))) > 2
     want = gradients(net, x, t, lambda_r)
     for a, b in zip(gradients(sliced, x, t, lambda_r), want, strict=True):
         assert torch.linalg.norm(a - b) <= 1e-10 * torch.linalg.norm(b)
@@ -84,6 +84,21 @@ def test_the_largest_skip_is_not_kept():
             optimizer.step()
         peaks.append(watch.peak - base)
     assert peaks[0] < 0.75 * peaks[1]
+
+
+@pytest.mark.parametrize(("channels", "sliced"), [((112, 224), False), ((128, 256), True)])
+def test_slices_are_taken_where_they_save(channels, sliced):
+    """F of 56 channels has norms of 2 groups, so at most 2 slices; of 64 it has 8."""
+
+    def peak(slice_bytes: int | None) -> int:
+        with FakeTensorMode(), LiveStorages() as watch:
+            net = LeanIDM(channels=channels, attention_levels=0, slice_bytes=slice_bytes)
+            x, t = torch.randn(1, 1, 64, 64, 64), torch.zeros(1, dtype=torch.long)
+            net(x, t).square().mean().backward()
+            return watch.peak
+
+    whole, sliced_up = peak(None), peak(2**22)
+    assert sliced_up < whole if sliced else sliced_up == whole
 
 
 def test_small_samples_are_not_streamed():

@@ -1,0 +1,171 @@
+"""IDM in large volumes, with many parameters, in depth: docs/at_scale.md, .csv, its figure.
+
+    python -m docs.at_scale    # half an hour on two cores
+
+Nothing is measured: each row is a prediction for a card (docs/predict.md).
+"""
+
+import csv
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+from bench.methods import METHODS
+from bench.predict import predict_method
+from bench.predict.parallel import in_processes
+from bench.presets import Overrides
+from bench.report.grid import Cell, Grid, markdown
+from bench.sizes import GIB
+
+PAGE = Path(__file__).with_suffix(".md")
+TABLE = PAGE.with_suffix(".csv")
+FIGURE = PAGE.parent / "images" / "at_scale.png"
+
+SIDES = (128, 256, 512)
+WIDTHS = (1.0, 1.75, 3.0)
+"""Times the published ones, 64 to 2048: 0.34, 1.05 and 3.1 billion parameters."""
+COUPLINGS = (2, 4, 8)
+PUBLISHED = (64, 128, 256, 512, 1024, 2048)
+ONE, EIGHT = 1, 8
+"""Cards. On eight, weights, gradients and moments are sharded (FSDP2), each with its own volume."""
+CARDS_GB = (24, 80, 141)
+"""An RTX 4090's, an H100's, an H200's."""
+
+
+@dataclass(frozen=True)
+class Row:
+    method: str
+    side: int
+    width: float
+    couplings: int
+    gpus: int
+    parameters: int = 0
+    peak_bytes: int = 0
+    activation_bytes: int = 0
+    flops: int = 0
+    attention_share: float = 0
+
+    @property
+    def key(self) -> tuple[str, int, float, int, int]:
+        return self.method, self.side, self.width, self.couplings, self.gpus
+
+
+def questions() -> Iterator[Row]:
+    for side in SIDES:
+        for width in WIDTHS:
+            for method, gpus in (("idm-lean", ONE), ("idm", ONE), ("idm", EIGHT)):
+                yield Row(method, side, width, COUPLINGS[0], gpus)
+    for couplings in COUPLINGS[1:]:
+        yield Row("idm-lean", SIDES[0], WIDTHS[0], couplings, ONE)
+
+
+def answer(row: Row) -> Row:
+    channels = tuple(int(width * row.width) for width in PUBLISHED)
+    work = METHODS[row.method].workload(
+        "full-volume",
+        Overrides(volume=row.side, batch_size=1, channels=channels, couplings=row.couplings),
+    )
+    found = predict_method(
+        METHODS[row.method], work, count_forward=False, gpus=row.gpus, shard=row.gpus > 1
+    )
+    return Row(
+        *row.key, found.parameters, found.peak_memory_bytes, found.cost.activation_bytes or 0,
+        found.flops_step, round(found.attention_share, 4),
+    )  # fmt: skip
+
+
+def read() -> dict[tuple[str, int, float, int, int], Row]:
+    with TABLE.open(newline="", encoding="utf-8") as file:
+        rows = [
+            Row(**{f.name: f.type(row[f.name]) for f in fields(Row)})  # type: ignore[operator]
+            for row in csv.DictReader(file)
+        ]
+    return {row.key: row for row in rows}
+
+
+def write(rows: list[Row]) -> None:
+    with TABLE.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, [each.name for each in fields(Row)], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(map(asdict, rows))
+
+
+def sizes(rows: dict[tuple[str, int, float, int, int], Row]) -> Grid:
+    lines = []
+    for side in SIDES:
+        for width in WIDTHS:
+            lean, whole, sharded = (
+                rows[method, side, width, COUPLINGS[0], gpus]
+                for method, gpus in (("idm-lean", ONE), ("idm", ONE), ("idm", EIGHT))
+            )
+            cells = (
+                f"{side}³", f"{lean.parameters / 1e9:.2f}",
+                *(f"{each.peak_bytes / GIB:.1f}" for each in (lean, whole, sharded)),
+                f"{whole.flops / 1e15:.3f}", f"{whole.attention_share:.0%}",
+            )  # fmt: skip
+            lines.append(tuple(map(Cell, cells)))
+    columns = (
+        "volume", "parameters (billions)", "idm-lean (GiB)", "idm (GiB)",
+        "idm, a card of 8 (GiB)", "PFLOP a step of idm", "of them attention",
+    )  # fmt: skip
+    return Grid(
+        "At scale", "Peak of a training step, one volume a card, fp32", columns, tuple(lines)
+    )
+
+
+def depths(rows: dict[tuple[str, int, float, int, int], Row]) -> Grid:
+    lines = []
+    for couplings in COUPLINGS:
+        row = rows["idm-lean", SIDES[0], WIDTHS[0], couplings, ONE]
+        cells = (
+            str(couplings), f"{row.parameters / 1e9:.2f}", f"{row.peak_bytes / GIB:.2f}",
+            f"{row.activation_bytes / GIB:.2f}", f"{row.flops / 1e12:.0f}",
+        )  # fmt: skip
+        lines.append(tuple(map(Cell, cells)))
+    columns = ("couplings a level and branch", "parameters (billions)", "peak (GiB)",
+               "activations at the peak (GiB)", "TFLOP a step")  # fmt: skip
+    return Grid("Depth", f"idm-lean at {SIDES[0]}³", columns, tuple(lines))
+
+
+def page(text: str, rows: dict[tuple[str, int, float, int, int], Row]) -> str:
+    for name, grid in (("sizes", sizes(rows)), ("depths", depths(rows))):
+        begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
+        before, rest = text.split(begin)
+        _, after = rest.split(end)
+        text = f"{before}{begin}\n\n{markdown(grid)}\n{end}{after}"
+    return text
+
+
+def draw(rows: dict[tuple[str, int, float, int, int], Row]) -> None:
+    """Peak over parameters, a line for each volume and way; what cards have."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(
+        1, len(SIDES), figsize=(9.4, 3.2), sharey=True, layout="constrained"
+    )
+    ways = {("idm", ONE): "idm", ("idm", EIGHT): "idm, a card of 8", ("idm-lean", ONE): "idm-lean"}
+    for side, axis in zip(SIDES, axes, strict=True):
+        for method, gpus in ways:
+            line = [rows[method, side, width, COUPLINGS[0], gpus] for width in WIDTHS]
+            axis.plot(
+                [row.parameters / 1e9 for row in line], [row.peak_bytes / GIB for row in line],
+                marker="o", label=ways[method, gpus],
+            )  # fmt: skip
+        for gigabytes in CARDS_GB:
+            axis.axhline(gigabytes, color="0.6", lw=0.8, ls=":")
+        axis.set(title=f"{side}³", xlabel="parameters (billions)", yscale="log")
+    for gigabytes in CARDS_GB:
+        axes[-1].annotate(
+            f"a card of\n{gigabytes} GB", (1.02, gigabytes), xycoords=("axes fraction", "data"),
+            color="0.4", va="center", fontsize=8,
+        )  # fmt: skip
+    axes[0].set_ylabel("peak of a step (GiB)")
+    axes[0].legend(frameon=False, fontsize=8)
+    figure.savefig(FIGURE, dpi=110)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    write(list(in_processes(answer, list(questions()))))
+    PAGE.write_text(page(PAGE.read_text(encoding="utf-8"), read()), encoding="utf-8")
+    draw(read())
