@@ -121,7 +121,7 @@ def test_what_they_are_worth(finished):
             drawn["column"]
         )
         noise = of_method[of_method["column"] == "mse"]
-        assert set(noise["timestep"]) == {200, 500, 1000, 1500}
+        assert set(noise["timestep"]) == {20, 200, 500, 1000, 1500}
         assert noise["value"].between(0.01, 1.5).all()
         for index in range(2):
             image = nib.load(run.folder / "samples" / f"{method}-0_{index}.nii.gz")

@@ -65,7 +65,7 @@ def test_two_methods_and_two_modalities_from_a_network_to_the_page(tmp_path: Pat
         for modality in ("T1", "T2") for method in ("idm", "patchddm") for _ in range(2)
     ]  # fmt: skip
     assert all(cell.value is not None and cell.source for row in here for cell in row[3:])
-    assert len(levels.rows) == 2 * 2 * 4
+    assert len(levels.rows) == 2 * 2 * 5
     assert [cell.text for cell in drawn.rows[0][:3]] == ["idm, T1", "ddim", "3"]
     assert all(cell.value is not None for row in drawn.rows for cell in row[2:])
     page = (tmp_path / "report.html").read_text()

@@ -147,7 +147,7 @@ def test_scores_and_settings_of_quality_runs_are_compared(tmp_path: Path):
         "idm, T1 PSNR (dB) validation, t = 500 20.25 [20.00, 20.50] 21.25 [21.00, 21.50] +1.00"
     ) in lines
     assert not any("SSIM" in line for line in lines)
-    assert "76 of 92 scores are the same to the last digit." in lines
+    assert "92 of 112 scores are the same to the last digit." in lines
     assert "idm has other settings: learning_rate 0.0002 → 0.001, ema 0.995 → 0.9." in text
     assert "The environments are the same." in lines
 
@@ -155,7 +155,7 @@ def test_scores_and_settings_of_quality_runs_are_compared(tmp_path: Path):
 def test_a_quality_run_is_the_same_as_itself(tmp_path: Path):
     run = quality_run(tmp_path / "run")
     text = output(run, run)
-    assert "92 of 92 scores are the same to the last digit." in text
+    assert "112 of 112 scores are the same to the last digit." in text
     assert text.count("1.000×") == 4  # two methods, at equal steps and at equal minutes
     assert "other settings" not in text
 
