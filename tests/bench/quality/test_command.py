@@ -122,7 +122,9 @@ def test_what_they_are_worth(finished):
         )
         noise = of_method[of_method["column"] == "mse"]
         assert set(noise["timestep"]) == {20, 200, 500, 1000, 1500}
-        assert noise["value"].between(0.01, 1.5).all()
+        # After so few steps IDM takes x_t for ε, an error of 1 + mean x₀² < 2 where t is near 0.
+        assert noise["value"].between(0.01, 2).all()
+        assert noise.loc[noise["timestep"] > 20, "value"].lt(1.5).all()
         for index in range(2):
             image = nib.load(run.folder / "samples" / f"{method}-0_{index}.nii.gz")
             voxels = image.get_fdata()
