@@ -56,6 +56,8 @@ def test_a_deep_level_whose_weights_are_more_than_its_state_is_left_as_it_is():
     state = torch.empty(2, 128, 4, 4, 4)
     assert fastest_layout(state, 128) == torch.contiguous_format
     assert fastest_layout(torch.empty(2, 16, 32, 32, 32), 16) == torch.channels_last_3d
+    with torch.autocast("cpu", torch.bfloat16):
+        assert fastest_layout(torch.empty(2, 16, 32, 32, 32), 16) == torch.contiguous_format
     on_a_card = torch.empty(2, 16, 32, 32, 32, device="meta")  # any device that is no CPU
     assert fastest_layout(on_a_card, 16) == torch.contiguous_format
 
