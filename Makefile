@@ -16,7 +16,7 @@ test: $(VENV)/installed
 
 # What `make test` leaves out to stay below five minutes.
 test-slow: $(VENV)/installed
-	$(RUN) -m pytest -m slow --dist worksteal
+	$(RUN) -m pytest -m slow --dist worksteal --durations 20
 
 lint: $(VENV)/installed
 	$(VENV)/bin/ruff check .
