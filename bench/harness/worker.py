@@ -106,8 +106,9 @@ class MemoryWatch:
             return
         self._next = time.monotonic() + _POLL_S
         with suppress(psutil.Error):  # it has ended
-            self.own = self._process.memory_info().rss
-            self.free = psutil.virtual_memory().available
+            held = self._process.memory_info().rss
+            if held:  # one that has ended, and that nobody has waited for, holds nothing any more
+                self.own, self.free = held, psutil.virtual_memory().available
 
     @property
     def others_took_more(self) -> bool:

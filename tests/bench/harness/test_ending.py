@@ -1,6 +1,9 @@
 """Who ended a trial: the method's own hunger for memory, somebody else's, or a signal."""
 
 import signal
+import subprocess
+import sys
+import time
 
 import psutil
 import pytest
@@ -53,6 +56,22 @@ def test_a_signal_is_nobodys_memory():
 )
 def test_what_we_ended_ourselves_is_not_from_outside(outcome):
     assert outcome.ended_by is None
+
+
+def test_what_a_process_held_is_not_forgotten_when_it_has_ended():
+    """Until somebody waits for it, the kernel shows it with 0 bytes."""
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    memory = MemoryWatch(process.pid)
+    memory.look()
+    held, free = memory.own, memory.free
+    assert held > 0
+    process.kill()
+    while psutil.Process(process.pid).status() != psutil.STATUS_ZOMBIE:
+        time.sleep(0.01)
+    time.sleep(0.3)  # it looks every quarter of a second
+    memory.look()
+    process.communicate()
+    assert (memory.own, memory.free) == (held, free)
 
 
 @pytest.mark.slow
