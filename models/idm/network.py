@@ -215,7 +215,8 @@ class IDM(nn.Module):
     Args:
         in_channels: input channels: those of the image, then those of a condition.
         channels: C per level. Even; C_{i+1} a multiple of 2^dims and less than 2^dims · C_i.
-        couplings: per level and branch.
+        couplings: per branch of every level, or of each, finest first. More of them store nothing
+            more; at the finest level they are what IDM learns most by (docs/idm.md).
         attention_levels: how many levels get iTrans on their skip, from the deepest up.
         dims: 2 for images (B, C, H, W), 3 for volumes (B, C, D, H, W).
         backward: "inverse" rebuilds activations in the backward pass, "stored" keeps them. The
@@ -241,7 +242,7 @@ class IDM(nn.Module):
         self,
         in_channels: int = 1,
         channels: Sequence[int] = (32, 64, 128, 256),
-        couplings: int = 2,
+        couplings: int | Sequence[int] = 2,
         attention_levels: int = 2,
         dims: int = 3,
         backward: Backward = "inverse",
@@ -260,7 +261,12 @@ class IDM(nn.Module):
                 f"got {out_channels}"
             )
         _check_widths(channels, dims)
-        if couplings < 0 or attention_levels < 0:
+        counts = (couplings,) * len(channels) if isinstance(couplings, int) else tuple(couplings)
+        if len(counts) != len(channels):
+            raise ValueError(
+                f"couplings: a number, or one for each of {len(channels)} levels; got {counts}"
+            )
+        if min(counts) < 0 or attention_levels < 0:
             raise ValueError("couplings and attention_levels must not be negative")
         if backward not in ("inverse", "stored"):
             raise ValueError(f'backward must be "inverse" or "stored", got {backward!r}')
@@ -278,7 +284,7 @@ class IDM(nn.Module):
         self.lift = Lift(in_channels, out_channels, channels[0], dims, embedding)
         self.body = nn.ModuleDict()
         self.wiring: list[Wire] = []
-        self._build_body(couplings, attention_levels, embedding if time_in_couplings else 0)
+        self._build_body(counts, attention_levels, embedding if time_in_couplings else 0)
         self.project = Project(self.lift)
 
     def forward(
@@ -418,7 +424,7 @@ class IDM(nn.Module):
             state.update(zip(outputs, results, strict=True))
         return dict(zip(state, region.exit(*state.values()), strict=True))
 
-    def _build_body(self, couplings: int, attention_levels: int, embedding: int) -> None:
+    def _build_body(self, couplings: Sequence[int], attention_levels: int, embedding: int) -> None:
         dims, bottom = self.dims, len(self.channels) - 1
         halves = ("x1", "x2")
 
@@ -427,7 +433,7 @@ class IDM(nn.Module):
             self.wiring.append(Wire(name, inputs, outputs))
 
         def add_couplings(level: int, branch: str) -> None:
-            for index in range(couplings):
+            for index in range(couplings[level]):
                 block = ConvolutionBlock(self.channels[level] // 2, dims, embedding)
                 changes: Literal[0, 1] = 0 if index % 2 else 1
                 add(
