@@ -1,6 +1,6 @@
 """IDM in large volumes, with many parameters, in depth: docs/at_scale.md, .csv, its figure.
 
-    python -m docs.at_scale    # half an hour on two cores
+    python -m docs.at_scale    # half an hour on two cores for a table without rows
 
 Nothing is measured: each row is a prediction for a card (docs/predict.md).
 """
@@ -28,6 +28,12 @@ COUPLINGS = (2, 4, 8)
 PUBLISHED = (64, 128, 256, 512, 1024, 2048)
 ONE, EIGHT = 1, 8
 """Cards. On eight, weights, gradients and moments are sharded (FSDP2), each with its own volume."""
+NETWORKS = "idm", "idm-fine"
+WAYS = {
+    ("idm-lean", ONE): "idm-lean", ("idm", ONE): "idm", ("idm", EIGHT): "idm, a card of 8",
+    ("idm-fine-lean", ONE): "idm-fine-lean", ("idm-fine", ONE): "idm-fine",
+    ("idm-fine", EIGHT): "idm-fine, a card of 8",
+}  # fmt: skip
 CARDS_GB = (24, 80, 141)
 """An RTX 4090's, an H100's, an H200's."""
 
@@ -53,7 +59,7 @@ class Row:
 def questions() -> Iterator[Row]:
     for side in SIDES:
         for width in WIDTHS:
-            for method, gpus in (("idm-lean", ONE), ("idm", ONE), ("idm", EIGHT)):
+            for method, gpus in WAYS:
                 yield Row(method, side, width, COUPLINGS[0], gpus)
     for couplings in COUPLINGS[1:]:
         yield Row("idm-lean", SIDES[0], WIDTHS[0], couplings, ONE)
@@ -94,22 +100,25 @@ def sizes(rows: dict[tuple[str, int, float, int, int], Row]) -> Grid:
     lines = []
     for side in SIDES:
         for width in WIDTHS:
-            lean, whole, sharded = (
-                rows[method, side, width, COUPLINGS[0], gpus]
-                for method, gpus in (("idm-lean", ONE), ("idm", ONE), ("idm", EIGHT))
-            )
+            found = [rows[method, side, width, COUPLINGS[0], gpus] for method, gpus in WAYS]
+            idm, fine = (rows[method, side, width, COUPLINGS[0], ONE] for method in NETWORKS)
             cells = (
-                f"{side}³", f"{lean.parameters / 1e9:.2f}",
-                *(f"{each.peak_bytes / GIB:.1f}" for each in (lean, whole, sharded)),
-                f"{whole.flops / 1e15:.3f}", f"{whole.attention_share:.0%}",
+                f"{side}³", f"× {width:g}",
+                " / ".join(f"{each.parameters / 1e9:.2f}" for each in (idm, fine)),
+                *(f"{each.peak_bytes / GIB:.1f}" for each in found),
+                " / ".join(f"{each.flops / 1e15:.3f}" for each in (idm, fine)),
+                f"{idm.attention_share:.0%}",
             )  # fmt: skip
             lines.append(tuple(map(Cell, cells)))
     columns = (
-        "volume", "parameters (billions)", "idm-lean (GiB)", "idm (GiB)",
-        "idm, a card of 8 (GiB)", "PFLOP a step of idm", "of them attention",
+        "volume", "widths", "parameters (billions)",
+        *(f"{name} (GiB)" for name in WAYS.values()), "PFLOP a step", "of idm's attention",
     )  # fmt: skip
     return Grid(
-        "At scale", "Peak of a training step, one volume a card, fp32", columns, tuple(lines)
+        "At scale",
+        "Peak of a training step, one volume a card, fp32; parameters and FLOPs of idm / idm-fine",
+        columns,
+        tuple(lines),
     )
 
 
@@ -137,35 +146,40 @@ def page(text: str, rows: dict[tuple[str, int, float, int, int], Row]) -> str:
 
 
 def draw(rows: dict[tuple[str, int, float, int, int], Row]) -> None:
-    """Peak over parameters, a line for each volume and way; what cards have."""
+    """Peak over widths, a line for each volume and way; what cards have."""
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(
-        1, len(SIDES), figsize=(9.4, 3.2), sharey=True, layout="constrained"
+        1, len(SIDES), figsize=(9.4, 3.6), sharey=True, layout="constrained"
     )
-    ways = {("idm", ONE): "idm", ("idm", EIGHT): "idm, a card of 8", ("idm-lean", ONE): "idm-lean"}
     for side, axis in zip(SIDES, axes, strict=True):
-        for method, gpus in ways:
+        for index, (method, gpus) in enumerate(WAYS):
             line = [rows[method, side, width, COUPLINGS[0], gpus] for width in WIDTHS]
             axis.plot(
-                [row.parameters / 1e9 for row in line], [row.peak_bytes / GIB for row in line],
-                marker="o", label=ways[method, gpus],
+                WIDTHS, [row.peak_bytes / GIB for row in line], color=f"C{index % 3}", marker="o",
+                ls="--" if method.startswith("idm-fine") else "-", label=WAYS[method, gpus],
             )  # fmt: skip
         for gigabytes in CARDS_GB:
-            axis.axhline(gigabytes, color="0.6", lw=0.8, ls=":")
-        axis.set(title=f"{side}³", xlabel="parameters (billions)", yscale="log")
+            axis.axhline(gigabytes * 1e9 / GIB, color="0.6", lw=0.8, ls=":")
+        axis.set(title=f"{side}³", xlabel="widths, times the published", yscale="log")
+        axis.set_xticks(WIDTHS)
     for gigabytes in CARDS_GB:
         axes[-1].annotate(
-            f"a card of\n{gigabytes} GB", (1.02, gigabytes), xycoords=("axes fraction", "data"),
-            color="0.4", va="center", fontsize=8,
+            f"a card of\n{gigabytes} GB", (1.02, gigabytes * 1e9 / GIB),
+            xycoords=("axes fraction", "data"), color="0.4", va="center", fontsize=8,
         )  # fmt: skip
     axes[0].set_ylabel("peak of a step (GiB)")
-    axes[0].legend(frameon=False, fontsize=8)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=6,
+                  frameon=False, fontsize=8)  # fmt: skip
     figure.savefig(FIGURE, dpi=110)
     plt.close(figure)
 
 
 if __name__ == "__main__":
-    write(list(in_processes(answer, list(questions()))))
+    known = read()  # delete a row, and it is made again
+    asked = list(questions())
+    made = in_processes(answer, [row for row in asked if row.key not in known])
+    known |= {row.key: row for row in made}
+    write([known[row.key] for row in asked])
     PAGE.write_text(page(PAGE.read_text(encoding="utf-8"), read()), encoding="utf-8")
     draw(read())

@@ -37,7 +37,12 @@ BEGIN, END = "<!-- tables -->", "<!-- end of the tables -->"
 
 COMPILED = "compile"
 """Predicted as not compiled, and compiled in a minute a network: measured elsewhere."""
-NETWORKS = tuple(name for name in METHODS.names if name != "checkpoint")  # is unet+checkpoint
+SEEN_IN_OTHERS = {
+    "checkpoint": "unet", "idm-fine": "idm", "idm-fine-lean": "idm-lean",
+    "idm-fine-stored": "idm-stored",
+}  # fmt: skip
+"""`checkpoint` is unet+checkpoint; with a form of idm-fine goes what goes with that of idm."""
+NETWORKS = tuple(name for name in METHODS.names if name not in SEEN_IN_OTHERS)
 ADDED = tuple(name for name in TECHNIQUES if name != COMPILED)
 ON_CARD = partial(Method.workload, preset="equal", overrides=Overrides(match="flops"))
 ON_CPU = partial(

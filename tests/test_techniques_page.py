@@ -57,4 +57,12 @@ def test_a_row_is_todays_prediction(network, technique):
 
 
 def test_the_networks_are_those_of_the_registry():
-    assert {*techniques.NETWORKS, "checkpoint"} == set(METHODS.names)
+    assert {*techniques.NETWORKS, *techniques.SEEN_IN_OTHERS} == set(METHODS.names)
+
+
+@pytest.mark.parametrize("technique", techniques.ADDED)
+def test_with_idm_fine_goes_what_goes_with_idm(technique):
+    for name, shown in techniques.SEEN_IN_OTHERS.items():
+        if name != "checkpoint":
+            why = techniques.refusal(name, technique).replace(name, shown)
+            assert why == techniques.refusal(shown, technique)

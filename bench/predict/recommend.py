@@ -29,7 +29,10 @@ from .parallel import in_processes
 from .peaks import NOT_MODELLED, open_folder, say_assumed
 from .prediction import WORTH_SAYING, Prediction, predict_method, seen_whole
 
-NETWORKS = ("unet", "idm", "idm-stored", "idm-lean", "revunet", "patchddm", "wdm")
+NETWORKS = (
+    "unet", "idm", "idm-stored", "idm-lean", "idm-fine", "idm-fine-lean", "revunet", "patchddm",
+    "wdm",
+)  # fmt: skip
 WAYS = (
     "", "offload", "fused-backward", "checkpoint", "checkpoint-all", "checkpoint-level",
     "checkpoint-selective", "checkpoint-all+fused-backward", "checkpoint-all+offload",

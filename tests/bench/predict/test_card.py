@@ -22,6 +22,7 @@ from bench.predict.card import on_card
 from bench.predict.fake import FaithfulFakeMode, faking
 from bench.presets import Overrides
 from bench.probes.memory import Part
+from tests.related import slow_if_related
 
 POLICIES = (
     "LOWER_PRECISION_FP", "FP32", "FP32_SET_OPT_DTYPE", "DIFFERENT_REDISPATCH_SIGNATURE",
@@ -130,11 +131,7 @@ ATTENTION = (
 
 LAYING = ("aten.view.default", "aten.clone.default", "aten.transpose.int", "aten.permute.default")
 
-RELATED = ("checkpoint", "idm-stored", "unet-attention", "iunet", "revunet")
-"""Of parts that other methods here have, too: in the slow suite."""
-NAMES = [
-    pytest.param(name, marks=pytest.mark.slow) if name in RELATED else name for name in METHODS
-]
+NAMES = slow_if_related(METHODS)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -25,10 +25,9 @@ from bench.probes.cost import Phase, StepProbe
 from bench.probes.flops import forward_flops
 from bench.probes.memory import MemoryProbe, Part, tensors_in
 from bench.quality.evaluation import sampling_memory
+from tests.related import RELATED, slow_if_related
 
 METHOD_NAMES = list(METHODS)
-RELATED = ("unet-attention", "idm-stored", "iunet", "revunet")
-"""Networks of parts that others here have, too."""
 
 
 @pytest.fixture(autouse=True)
@@ -144,11 +143,7 @@ GIVEN = Overrides(
 
 @pytest.mark.parametrize(
     "name",
-    [
-        pytest.param(name, marks=pytest.mark.slow) if name in RELATED else name
-        for name in (*METHOD_NAMES, "idm+wavelet+patch")
-        if name != "latent"
-    ],
+    slow_if_related(name for name in (*METHOD_NAMES, "idm+wavelet+patch") if name != "latent"),
 )
 def test_a_conditional_training_is_predicted_to_the_byte(name):
     """Masks, class labels, some dropped, another target; and FLOPs by both ways to count."""

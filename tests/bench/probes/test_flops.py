@@ -13,6 +13,7 @@ from bench.ddpm.step import random_batch
 from bench.methods import METHODS
 from bench.presets import Overrides, Workload
 from bench.probes.flops import dispatched_forward_flops, flops_of, forward_flops
+from tests.related import slow_if_related
 
 SIDE = 16
 
@@ -63,11 +64,7 @@ def counted(name: str, batch: int) -> int:
     return forward_flops(built(name), *inputs(name, batch))
 
 
-RELATED = ("checkpoint", "idm-stored", "unet-attention", "iunet", "revunet")
-"""Of parts that other methods here have, too: in the slow suite."""
-NAMES = [
-    pytest.param(name, marks=pytest.mark.slow) if name in RELATED else name for name in METHODS
-]
+NAMES = slow_if_related(METHODS)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -1,0 +1,136 @@
+"""Small trainings of variations of IDM, and of a U-Net beside them: docs/idm_small.csv.
+
+    python -m docs.idm_small idm unet                                # the seeds that it lacks
+    python -m docs.idm_small "couplings 4-2-1, no attention" --seeds 4
+
+16³, T1, 102 embedded brains, 300 steps of batch 4: a training takes a minute or two on one core. A
+training in the table is not made again. What each is for, and what came out: docs/idm.md.
+"""
+
+import argparse
+import csv
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
+from functools import partial
+from itertools import product
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from baselines import unet
+from bench.data import open_source
+from bench.ddpm.step import Training, TrainingStep
+from bench.presets import PRESETS, Workload
+from models.idm import IDM
+
+TABLE = Path(__file__).with_suffix(".csv")
+CHANNELS = (16, 32, 64)
+STEPS, BATCH, LEARNING_RATE = 300, 4, 1e-3
+BRAINS, TRAINED_ON = 118, 102
+TIMES = (20, 100, 250, 500, 1000, 1500, 1900)
+
+VARIATIONS: dict[str, Callable[[], nn.Module]] = {
+    "idm": lambda: IDM(channels=CHANNELS),
+    "no attention": lambda: IDM(channels=CHANNELS, attention_levels=0),
+    "t in every F": lambda: IDM(channels=CHANNELS, time_in_couplings=True),
+    "channels x 3/2": lambda: IDM(channels=(24, 48, 96)),
+    "4 couplings, channels x 3/4": lambda: IDM(channels=(12, 24, 48), couplings=4),
+    **{
+        f"couplings {'-'.join(map(str, couplings))}{words}": partial(
+            IDM, channels=CHANNELS, couplings=couplings, attention_levels=levels
+        )
+        for levels, words in ((2, ""), (0, ", no attention"))
+        for couplings in product((2, 3, 4, 6, 8), (1, 2, 3, 4), (1, 2))
+    },
+    "unet": lambda: unet.build(in_channels=1, channels=(8, 16, 32)),
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    network: str
+    seed: int
+    gflop_forward: float = 0
+    parameters_thousands: int = 0
+    mse_mean_of_7: float = 0
+    mse_t20: float = 0
+    mse_t100: float = 0
+    mse_t250: float = 0
+    mse_t500: float = 0
+    mse_t1000: float = 0
+    mse_t1500: float = 0
+    mse_t1900: float = 0
+
+
+def train(name: str, seed: int) -> Row:
+    source = open_source("phantom", volume=16, subjects=BRAINS)
+    brains = torch.stack([torch.as_tensor(volume) for volume in source])
+    trained_on, others = brains[:TRAINED_ON], brains[TRAINED_ON:]
+    torch.manual_seed(seed)
+    network = VARIATIONS[name]().train()
+    work = Workload(
+        volume=16, patch=16, batch_size=BATCH, channels=CHANNELS,
+        **{key: PRESETS["small"].common[key] for key in ("couplings", "precision")},
+    )  # fmt: skip
+    training = Training(learning_rate=LEARNING_RATE, anneal_steps=STEPS, seed=seed)
+    step = TrainingStep(network, work, training)
+    for _ in range(STEPS):
+        step(trained_on[torch.randint(len(trained_on), (BATCH,))])
+    network.eval()
+    with torch.no_grad(), FlopCounterMode(display=False) as counted:
+        network(others[:1], torch.tensor([TIMES[0]]))
+    errors = [error(step, others, t) for t in TIMES]
+    return Row(
+        name, seed, round(counted.get_total_flops() / 1e9, 2),
+        round(sum(p.numel() for p in network.parameters()) / 1e3),
+        *(round(each, 4) for each in (sum(errors) / len(errors), *errors)),
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def error(step: TrainingStep, brains: Tensor, time: int) -> float:
+    """ε-MSE at one t; the noise is the same for every network."""
+    t = torch.full((len(brains),), time)
+    eps = torch.randn(brains.shape, generator=torch.Generator().manual_seed(time))
+    x_t = step.diffusion.q_sample(step.diffusion.scale_in(brains), t, eps)
+    return (step.network(x_t, t) - eps).square().mean().item()
+
+
+def read() -> dict[tuple[str, int], Row]:
+    with TABLE.open(newline="", encoding="utf-8") as file:
+        rows = [
+            Row(**{f.name: f.type(row[f.name]) for f in fields(Row)})  # type: ignore[operator]
+            for row in csv.DictReader(file)
+        ]
+    return {(row.network, row.seed): row for row in rows}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Small trainings: a row of the table each.")
+    parser.add_argument(
+        "networks", nargs="*", metavar="NETWORK", help=f"of {', '.join(VARIATIONS)}"
+    )
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    chosen = parser.parse_args()
+    torch.set_num_threads(1)
+    done = read() if TABLE.exists() else {}
+    for name in chosen.networks:
+        for seed in chosen.seeds:
+            if (name, seed) not in done:
+                append(train(name, seed))
+
+
+def append(row: Row) -> None:
+    is_new = not TABLE.exists()
+    with TABLE.open("a", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, [f.name for f in fields(Row)], lineterminator="\n")
+        if is_new:
+            writer.writeheader()
+        writer.writerow(asdict(row))
+    print(row, flush=True)
+
+
+if __name__ == "__main__":
+    main()
