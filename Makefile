@@ -6,7 +6,7 @@ RUN = $(VENV)/bin/python
 EXTRAS ?= test,lint,browser
 BENCH ?= --models idm patchddm checkpoint --minutes 2
 
-.PHONY: bench test test-slow lint lock benchmarks reference reference-quality card clean
+.PHONY: bench test test-slow lint lock benchmarks reference reference-quality reference-fine card clean
 
 bench: $(VENV)/installed
 	$(RUN) run_bench.py $(BENCH)
@@ -69,6 +69,14 @@ ON_CORE = OMP_NUM_THREADS=1 taskset -c
 SEEDS = --seeds 0 1 2 --minutes 5 --validations 5 --samples 0 --out $(MADE)/quality/seeds
 STEPS = --seeds 0 1 2 --steps 500 --validations 10 --samples 0 --out $(MADE)/quality/steps
 BUDGET = --budget 1GiB --minutes 5 --validations 5 --samples 0 --out $(MADE)/quality/budget
+# Parts with a report, and parts without.
+define keep
+	for part in $(1); do \
+	    $(RUN) -m bench report $(MADE)/quality/$$part/*/ --out $(MADE)/quality/$$part; done
+	$(RUN) -m docs.keep_results $(MADE)/quality
+	for part in $(1) $(2); do \
+	    rm -rf results/quality/$$part && mv $(MADE)/quality/$$part results/quality/; done
+endef
 reference-quality: $(VENV)/installed
 	rm -rf $(MADE)/quality
 	$(QUALITY) --models idm patchddm unet idm-lean --modality t1 t2 --minutes 15 \
@@ -82,10 +90,24 @@ reference-quality: $(VENV)/installed
 	    $(ON_CORE) 1 $(QUALITY) --models idm-lean $(STEPS); wait
 	$(ON_CORE) 0 $(QUALITY) --models idm idm-lean unet $(BUDGET) & \
 	    $(ON_CORE) 1 $(QUALITY) --models idm-stored patchddm checkpoint $(BUDGET); wait
-	for part in long seeds steps budget; do \
-	    $(RUN) -m bench report $(MADE)/quality/$$part/*/ --out $(MADE)/quality/$$part; done
-	$(RUN) -m docs.keep_results $(MADE)/quality
-	rm -rf results/quality && mv $(MADE)/quality results/
+	$(call keep,long seeds steps budget,noise)
+
+# idm-fine beside the U-Net that computes as much, and in 2 GiB beside the other exact methods: each
+# a core of its own, side by side; two hours and a quarter.
+FINE = $(QUALITY) --modality t1 t2 --samples 0
+FINE_STEPS = --seeds 0 1 2 --steps 500 --validations 10 --out $(MADE)/quality/fine-steps
+FINE_TIME = --seeds 0 1 2 --minutes 15 --validations 15 --out $(MADE)/quality/fine-time
+FINE_MEMORY = --volume 64 --minutes 10 --validations 5 --out $(MADE)/quality/fine-memory
+reference-fine: $(VENV)/installed
+	rm -rf $(MADE)/quality
+	$(ON_CORE) 0 $(FINE) --models idm-fine $(FINE_STEPS) & \
+	    $(ON_CORE) 1 $(FINE) --models unet --match flops $(FINE_STEPS); wait
+	$(ON_CORE) 0 $(FINE) --models idm-fine $(FINE_TIME) & \
+	    $(ON_CORE) 1 $(FINE) --models unet --match flops $(FINE_TIME); wait
+	$(ON_CORE) 0 $(FINE) --models idm-fine idm-stored revunet $(FINE_MEMORY) & \
+	    $(ON_CORE) 1 $(FINE) --models unet iunet $(FINE_MEMORY); \
+	    $(ON_CORE) 1 $(FINE) --models checkpoint --match flops $(FINE_MEMORY); wait
+	$(call keep,fine-steps fine-time fine-memory,)
 
 # What only a card can say: predictions beside measurements, the cost of training, how it cools. At
 # most 8 minutes on an H100: each part ends in time, and leaves what it has.

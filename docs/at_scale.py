@@ -12,6 +12,7 @@ from pathlib import Path
 
 from bench.methods import METHODS
 from bench.predict import predict_method
+from bench.predict.gpus import find_gpu
 from bench.predict.parallel import in_processes
 from bench.presets import Overrides
 from bench.report.grid import Cell, Grid, markdown
@@ -34,8 +35,7 @@ WAYS = {
     ("idm-fine-lean", ONE): "idm-fine-lean", ("idm-fine", ONE): "idm-fine",
     ("idm-fine", EIGHT): "idm-fine, a card of 8",
 }  # fmt: skip
-CARDS_GB = (24, 80, 141)
-"""An RTX 4090's, an H100's, an H200's."""
+CARDS = ("rtx4090", "h100", "h200")
 
 
 @dataclass(frozen=True)
@@ -149,6 +149,7 @@ def draw(rows: dict[tuple[str, int, float, int, int], Row]) -> None:
     """Peak over widths, a line for each volume and way; what cards have."""
     import matplotlib.pyplot as plt
 
+    cards = [find_gpu(name) for name in CARDS]
     figure, axes = plt.subplots(
         1, len(SIDES), figsize=(9.4, 3.6), sharey=True, layout="constrained"
     )
@@ -159,14 +160,14 @@ def draw(rows: dict[tuple[str, int, float, int, int], Row]) -> None:
                 WIDTHS, [row.peak_bytes / GIB for row in line], color=f"C{index % 3}", marker="o",
                 ls="--" if method.startswith("idm-fine") else "-", label=WAYS[method, gpus],
             )  # fmt: skip
-        for gigabytes in CARDS_GB:
-            axis.axhline(gigabytes * 1e9 / GIB, color="0.6", lw=0.8, ls=":")
+        for card in cards:
+            axis.axhline(card.usable_bytes / GIB, color="0.6", lw=0.8, ls=":")
         axis.set(title=f"{side}³", xlabel="widths, times the published", yscale="log")
         axis.set_xticks(WIDTHS)
-    for gigabytes in CARDS_GB:
+    for card in cards:
         axes[-1].annotate(
-            f"a card of\n{gigabytes} GB", (1.02, gigabytes * 1e9 / GIB),
-            xycoords=("axes fraction", "data"), color="0.4", va="center", fontsize=8,
+            card.name, (1.02, card.usable_bytes / GIB), xycoords=("axes fraction", "data"),
+            color="0.4", va="center", fontsize=8,
         )  # fmt: skip
     axes[0].set_ylabel("peak of a step (GiB)")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=6,

@@ -1,4 +1,4 @@
-"""Small trainings of variations of IDM, and of a U-Net beside them: docs/idm_small.csv.
+"""Small trainings of variations of IDM, and of a U-Net beside them: docs/idm_small.csv, idm.md.
 
     python -m docs.idm_small idm unet                                # the seeds that it lacks
     python -m docs.idm_small "couplings 4-2-1, no attention" --seeds 4
@@ -23,13 +23,26 @@ from baselines import unet
 from bench.data import open_source
 from bench.ddpm.step import Training, TrainingStep
 from bench.presets import PRESETS, Workload
-from models.idm import IDM
+from bench.report.grid import Cell, Grid, markdown
+from models.idm import IDM, resampling
 
 TABLE = Path(__file__).with_suffix(".csv")
+PAGE = TABLE.with_name("idm.md")
+BEGIN, END = "<!-- small -->", "<!-- end of small -->"
 CHANNELS = (16, 32, 64)
 STEPS, BATCH, LEARNING_RATE = 300, 4, 1e-3
 BRAINS, TRAINED_ON = 118, 102
 TIMES = (20, 100, 250, 500, 1000, 1500, 1900)
+
+
+def in_blocks_of(largest: int) -> IDM:
+    """IDM mixes all channels of these widths in one block."""
+    usual, resampling.LARGEST_BLOCK = resampling.LARGEST_BLOCK, largest
+    try:
+        return IDM(channels=CHANNELS)
+    finally:
+        resampling.LARGEST_BLOCK = usual
+
 
 VARIATIONS: dict[str, Callable[[], nn.Module]] = {
     "idm": lambda: IDM(channels=CHANNELS),
@@ -44,6 +57,7 @@ VARIATIONS: dict[str, Callable[[], nn.Module]] = {
         for levels, words in ((2, ""), (0, ", no attention"))
         for couplings in product((2, 3, 4, 6, 8), (1, 2, 3, 4), (1, 2))
     },
+    "mixing in blocks of 16": lambda: in_blocks_of(16),
     "unet": lambda: unet.build(in_channels=1, channels=(8, 16, 32)),
 }
 
@@ -107,6 +121,36 @@ def read() -> dict[tuple[str, int], Row]:
     return {(row.network, row.seed): row for row in rows}
 
 
+def grid(rows: list[Row]) -> Grid:
+    """A line for each network, in the order of VARIATIONS, with its seeds."""
+    seeds = sorted({row.seed for row in rows})
+    lines = []
+    for name in VARIATIONS:
+        own = {row.seed: row for row in rows if row.network == name}
+        if not own:
+            continue
+        any_row = next(iter(own.values()))
+        at_20 = [row.mse_t20 for row in own.values()]
+        cells = (
+            name, f"{any_row.gflop_forward:.2f}", str(any_row.parameters_thousands),
+            *(f"{own[seed].mse_mean_of_7:.3f}" if seed in own else "" for seed in seeds),
+            f"{sum(row.mse_mean_of_7 for row in own.values()) / len(own):.3f}",
+            " to ".join(dict.fromkeys(f"{each:.2f}" for each in (min(at_20), max(at_20)))),
+        )  # fmt: skip
+        lines.append(tuple(map(Cell, cells)))
+    columns = (
+        "network", "GFLOP", "parameters (k)", *(f"seed {seed}" for seed in seeds),
+        "mean", "at t = 20",
+    )  # fmt: skip
+    return Grid("Small trainings", "ε-MSE, mean over 7 t", columns, tuple(lines))
+
+
+def page(text: str, rows: list[Row]) -> str:
+    before, rest = text.split(BEGIN)
+    _, after = rest.split(END)
+    return f"{before}{BEGIN}\n\n{markdown(grid(rows))}\n{END}{after}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Small trainings: a row of the table each.")
     parser.add_argument(
@@ -120,6 +164,8 @@ def main() -> None:
         for seed in chosen.seeds:
             if (name, seed) not in done:
                 append(train(name, seed))
+    text = PAGE.read_text(encoding="utf-8")
+    PAGE.write_text(page(text, list(read().values())), encoding="utf-8")
 
 
 def append(row: Row) -> None:

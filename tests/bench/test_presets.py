@@ -43,6 +43,11 @@ def test_unet_is_as_large_as_idm_or_computes_as_much(preset, match, dims):
     assert METHODS["unet"].workload(preset, Overrides(match=match)).match == match
 
 
+def test_at_small_idm_fine_computes_as_much_as_the_unet_that_is_matched_by_flops():
+    unet, fine = predict("unet", preset="small", match="flops"), predict("idm-fine", preset="small")
+    assert fine.flops_step == pytest.approx(unet.flops_step, rel=0.05)
+
+
 def test_typed_widths_match_nothing():
     assert METHODS["unet"].workload("equal").match == "parameters"
     assert METHODS["unet"].workload("equal", Overrides(channels=(8, 16))).match is None

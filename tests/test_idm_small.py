@@ -1,0 +1,31 @@
+"""docs/idm.md: its table is that of the small trainings."""
+
+from docs import idm_small
+
+ROWS = list(idm_small.read().values())
+FINE = "couplings 4-2-1, no attention"
+
+
+def test_the_page_is_made_of_the_table():
+    text = idm_small.PAGE.read_text(encoding="utf-8")
+    assert idm_small.page(text, ROWS) == text
+
+
+def test_idm_fine_learned_most_of_what_computes_no_more():
+    def mean(name: str) -> float:
+        found = [row.mse_mean_of_7 for row in ROWS if row.network == name]
+        return sum(found) / len(found)
+
+    (chosen,) = {row.gflop_forward for row in ROWS if row.network == FINE}
+    others = {row.network for row in ROWS if row.gflop_forward <= chosen} - {FINE}
+    assert len(others) >= 5
+    assert all(mean(FINE) < mean(name) for name in others)
+
+
+def test_what_is_trained_is_the_network_of_the_row(monkeypatch):
+    monkeypatch.setattr(idm_small, "STEPS", 2)
+    (known,) = (row for row in ROWS if (row.network, row.seed) == (FINE, 0))
+    found = idm_small.train(FINE, 0)
+    same = "gflop_forward", "parameters_thousands"
+    assert [getattr(found, each) for each in same] == [getattr(known, each) for each in same]
+    assert known.mse_mean_of_7 < found.mse_mean_of_7 < 2
