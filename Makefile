@@ -6,7 +6,7 @@ RUN = $(VENV)/bin/python
 EXTRAS ?= test,lint,browser
 BENCH ?= --models idm patchddm checkpoint --minutes 2
 
-.PHONY: bench test test-slow lint lock benchmarks reference reference-quality reference-fine card clean
+.PHONY: bench test test-slow test-thorough lint lock benchmarks reference reference-quality reference-fine card clean
 
 bench: $(VENV)/installed
 	$(RUN) run_bench.py $(BENCH)
@@ -17,6 +17,10 @@ test: $(VENV)/installed
 # What `make test` leaves out to stay below five minutes.
 test-slow: $(VENV)/installed
 	$(RUN) -m pytest -m slow --dist worksteal --durations 20
+
+# Further cases of those, which CI leaves out to stay below twenty minutes: before a release.
+test-thorough: $(VENV)/installed
+	$(RUN) -m pytest -m thorough --dist worksteal
 
 lint: $(VENV)/installed
 	$(VENV)/bin/ruff check .

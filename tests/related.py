@@ -1,18 +1,34 @@
-"""Methods of parts that others here have, too: their tests are in the slow suite."""
+"""Methods of parts that others here have, too: not tested as often as those."""
 
 from collections.abc import Iterable
 from typing import Any
 
 import pytest
 
-RELATED = (
+FORMS = (
     "checkpoint", "idm-stored", "idm-fine", "idm-fine-lean", "idm-fine-stored", "unet-attention",
-    "iunet", "revunet",
 )  # fmt: skip
+"""Of other methods here."""
+RELATED = (*FORMS, "iunet", "revunet")
 
 
 def slow_if_related(names: Iterable[str]) -> list[Any]:
     """Values to parametrize a test with."""
     return [
-        pytest.param(name, marks=pytest.mark.slow) if name in RELATED else name for name in names
+        pytest.param(name, marks=pytest.mark.thorough) if name in FORMS
+        else pytest.param(name, marks=pytest.mark.slow) if name in RELATED
+        else name
+        for name in names
+    ]  # fmt: skip
+
+
+def slow_every(count: int, values: Iterable[Any], ids: Any = str) -> list[Any]:
+    """The first and each `count`-th after it is slow, the others are thorough."""
+    return [
+        pytest.param(value, id=ids(value), marks=_slow_or_thorough(index % count == 0))
+        for index, value in enumerate(values)
     ]
+
+
+def _slow_or_thorough(slow: bool) -> pytest.MarkDecorator:
+    return pytest.mark.slow if slow else pytest.mark.thorough

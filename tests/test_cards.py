@@ -8,6 +8,7 @@ from bench.methods import METHODS
 from bench.validate.agreement import events_of_step
 from bench.validate.validating import slug
 from docs import cards
+from tests.related import slow_every
 
 TABLES = cards.read_cards()
 ROWS = [row for table in TABLES.values() for _, row in table.iterrows()]
@@ -47,9 +48,10 @@ def test_a_row_of_a_former_method_was_predicted_when_it_was_measured():
 
 
 EVERY_DAY = ("idm-equal-fp32", "unet-equal-fp32")
+OTHERS = [row for row in cards.of_today() if name(row) not in EVERY_DAY]
 TODAY = [
-    pytest.param(row, id=name(row), marks=() if name(row) in EVERY_DAY else pytest.mark.slow)
-    for row in cards.of_today()
+    *(pytest.param(row, id=name(row)) for row in cards.of_today() if name(row) in EVERY_DAY),
+    *slow_every(3, OTHERS, ids=name),
 ]
 
 

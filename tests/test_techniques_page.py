@@ -8,6 +8,7 @@ from bench.methods import METHODS, find_methods
 from bench.predict import predict_method
 from docs import techniques
 from docs.techniques import ON_CARD, ON_CPU
+from tests.related import slow_every
 
 WAYS = techniques.read()
 POSSIBLE = [pair for pair, way in WAYS.items() if not way.refused]
@@ -42,9 +43,9 @@ def test_what_leaves_the_card_is_on_the_host():
         assert (way.card_host_bytes > 2**20) == (technique == "offload" and not way.refused)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("network", "technique"), POSSIBLE[:: len(POSSIBLE) // 12])
-def test_a_row_is_todays_prediction(network, technique):
+@pytest.mark.parametrize("pair", slow_every(3, POSSIBLE[:: len(POSSIBLE) // 12], ids="+".join))
+def test_a_row_is_todays_prediction(pair):
+    network, technique = pair
     (method,) = find_methods([f"{network}+{technique}".rstrip("+")])
     card = predict_method(method, ON_CARD(method), count_forward=False)
     cpu = predict_method(method, ON_CPU(method), device="cpu", count_forward=False)

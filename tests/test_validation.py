@@ -13,6 +13,7 @@ pytest.importorskip("dynamic_network_architectures", reason="the extra `peers`")
 from bench.sizes import GIB, MARGIN, parse_size
 from docs.validation import comparison
 from docs.validation.cases import CASES
+from tests.related import slow_every
 
 ROWS, PREDICTED = comparison.published(), comparison.read_predicted()
 # Every day a third of what is quick to predict.
@@ -25,8 +26,7 @@ def test_a_prediction_is_the_committed_one_to_the_byte(key):
     assert comparison.predict_case(key) == PREDICTED[key]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("key", SLOW, ids=" ".join)
+@pytest.mark.parametrize("key", slow_every(3, SLOW, ids=" ".join))
 def test_a_slower_prediction_is_the_committed_one_to_the_byte(key):
     assert comparison.predict_case(key) == PREDICTED[key]
 

@@ -44,7 +44,7 @@ def test_the_grid_is_as_wide_as_it_should_be():
 
 def pairs(grid: list[tuple[str, str]], *techniques: str) -> list[Any]:
     """Of a grid; networks that differ from another one in a layer take longer than they tell."""
-    marks = {"unet-attention": pytest.mark.slow, "idm-stored": pytest.mark.slow}
+    marks = {"unet-attention": pytest.mark.thorough, "idm-stored": pytest.mark.thorough}
     return [pytest.param(n, t, marks=marks.get(n, ())) for n, t in grid if t in techniques]
 
 

@@ -33,14 +33,15 @@ def children_of(process: subprocess.Popen, ready: Callable[[], bool]) -> list[ps
 
 
 ENDS = [
-    (name, how)
+    pytest.param(
+        name, how, marks=pytest.mark.slow if how == signal.SIGKILL else pytest.mark.thorough
+    )
     for name in COMMANDS
     for how in (signal.SIGKILL, signal.SIGTERM, signal.SIGHUP)
     if (name, how) != ("run", signal.SIGHUP)  # a benchmark goes on when its terminal closes
 ]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("name", "how"), ENDS)
 @pytest.mark.parametrize("wait_s", [0.0, 3.0], ids=["starting", "working"])
 def test_no_process_outlives_its_command(tmp_path, name, how, wait_s):

@@ -26,7 +26,10 @@ SHELL = {
     "POSIX": "LC_ALL=POSIX PYTHONUTF8=0 PYTHONCOERCECLOCALE=0 {}",
 }
 
-WHOLE = ("closed, errors too", "a full disk", "a reader that leaves", "POSIX")
+WHOLE = (
+    *(pytest.param(how, marks=pytest.mark.slow) for how in ("a full disk", "a reader that leaves")),
+    *(pytest.param(how, marks=pytest.mark.thorough) for how in ("closed, errors too", "POSIX")),
+)
 """The hardest of each kind, for whole benchmarks; `--help` meets all."""
 
 
@@ -44,7 +47,6 @@ def check_whole(out: Path) -> None:
         assert (folder / name).stat().st_size > 0
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("how", WHOLE)
 def test_a_benchmark_goes_on(tmp_path, how):
     typed = command(tmp_path, "run_bench.py", *TINY, "--out", str(tmp_path / "out"))

@@ -287,6 +287,7 @@ def test_long_and_odd_names_stay_beside_their_row(name: str):
 def test_the_page_of_a_quality_run_shows_it_all(report: Path):
     page = (report / "report.html").read_text(encoding="utf-8")
     assert "How well it learned" in page
+    assert "<h1>What training teaches</h1>" in page
     assert page.count("<table") == 3
     assert "Figure 2. Real and generated volumes, drawn by ddpm-2000, " in page
     assert "data:image/png;base64" in page

@@ -48,7 +48,8 @@ def test_the_readme_shows_rows_of_the_reference_tables():
 @pytest.mark.parametrize(
     ("part", "column", "least"),
     [("long", "elapsed_s", 900), ("seeds", "elapsed_s", 300), ("budget", "elapsed_s", 300),
-     ("steps", "steps", 500)],
+     ("steps", "steps", 500), ("fine-steps", "steps", 500), ("fine-time", "elapsed_s", 900),
+     ("fine-memory", "elapsed_s", 600)],
 )  # fmt: skip
 def test_the_committed_trainings_are_whole(part: str, column: str, least: int, tmp_path: Path):
     runs = runs_of(part)
@@ -116,3 +117,33 @@ def test_every_network_of_the_budget_trained_in_it():
             assert row.peak_memory_bytes == row.predicted_peak_bytes <= row.budget_bytes == GIB
             peaks[row.method] = row.peak_memory_bytes
     assert peaks.keys() == {"unet", "checkpoint", "patchddm", "idm", "idm-lean", "idm-stored"}
+
+
+@pytest.mark.parametrize(("part", "bound"), [("fine-steps", 1.0), ("fine-time", 1.05)])
+def test_idm_fine_learns_what_a_unet_of_equal_flops_does(part: str, bound: float):
+    ends = ends_of(part)
+    for column in ("val_mse", "val_mse_ema"):
+        assert (ends["idm-fine"][column] <= bound * ends["unet"][column]).all()
+    unets = pd.concat([run.trained() for run in runs_of(part)]).set_index("method").loc["unet"]
+    assert (unets["match"] == "flops").all()
+
+
+@pytest.mark.parametrize("part", ["fine-steps", "fine-time"])
+def test_at_no_noise_is_idm_fine_worse_than_predicting_zero(part: str):
+    scores = pd.concat([run.scores() for run in runs_of(part)])
+    scores = scores[(scores["method"] == "idm-fine") & (scores["protocol"] == "validation")]
+    errors = scores[scores["column"] == "mse"]
+    assert set(errors["timestep"]) >= {20, 500, 1500}
+    assert set(errors["modality"]) == {"t1", "t2"}
+    assert set(errors["seed"]) == {0, 1, 2}
+    assert errors["value"].max() < 1
+
+
+def test_in_2_gib_at_64_cubed_no_other_exact_method_learns_as_much():
+    trained = pd.concat([run.trained() for run in runs_of("fine-memory")]).set_index("method")
+    assert set(trained["kind"]) == {"exact"}
+    assert set(trained["volume"].astype(str)) == {"64"}
+    assert (trained["peak_memory_bytes"] <= 2 * GIB).all()
+    assert len(trained) >= 6
+    others = trained.drop(index="idm-fine")["val_mse"]
+    assert trained.loc["idm-fine", "val_mse"] < others.min()
