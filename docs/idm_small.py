@@ -23,6 +23,7 @@ from baselines import unet
 from bench.data import open_source
 from bench.ddpm.step import Training, TrainingStep
 from bench.presets import PRESETS, Workload
+from bench.probes.cost import StepProbe
 from bench.report.grid import Cell, Grid, markdown
 from models.idm import IDM, resampling
 
@@ -68,6 +69,8 @@ class Row:
     seed: int
     gflop_forward: float = 0
     parameters_thousands: int = 0
+    peak_bytes: int = 0
+    """Of live tensors in a step, the data apart."""
     mse_mean_of_7: float = 0
     mse_t20: float = 0
     mse_t100: float = 0
@@ -88,17 +91,25 @@ def train(name: str, seed: int) -> Row:
         volume=16, patch=16, batch_size=BATCH, channels=CHANNELS,
         **{key: PRESETS["small"].common[key] for key in ("couplings", "precision")},
     )  # fmt: skip
+
+    def batch() -> Tensor:
+        return trained_on[torch.randint(len(trained_on), (BATCH,))]
+
     training = Training(learning_rate=LEARNING_RATE, anneal_steps=STEPS, seed=seed)
     step = TrainingStep(network, work, training)
-    for _ in range(STEPS):
-        step(trained_on[torch.randint(len(trained_on), (BATCH,))])
+    for _ in range(STEPS - 1):
+        step(batch())
+    probe = StepProbe(network, step.optimizer, "cpu")
+    probe.start()
+    step(batch())
+    peak = probe.stop().peak_memory_bytes
     network.eval()
     with torch.no_grad(), FlopCounterMode(display=False) as counted:
         network(others[:1], torch.tensor([TIMES[0]]))
     errors = [error(step, others, t) for t in TIMES]
     return Row(
         name, seed, round(counted.get_total_flops() / 1e9, 2),
-        round(sum(p.numel() for p in network.parameters()) / 1e3),
+        round(sum(p.numel() for p in network.parameters()) / 1e3), peak,
         *(round(each, 4) for each in (sum(errors) / len(errors), *errors)),
     )  # fmt: skip
 
@@ -133,13 +144,14 @@ def grid(rows: list[Row]) -> Grid:
         at_20 = [row.mse_t20 for row in own.values()]
         cells = (
             name, f"{any_row.gflop_forward:.2f}", str(any_row.parameters_thousands),
+            f"{any_row.peak_bytes / 2**20:.1f}",
             *(f"{own[seed].mse_mean_of_7:.3f}" if seed in own else "" for seed in seeds),
             f"{sum(row.mse_mean_of_7 for row in own.values()) / len(own):.3f}",
             " to ".join(dict.fromkeys(f"{each:.2f}" for each in (min(at_20), max(at_20)))),
         )  # fmt: skip
         lines.append(tuple(map(Cell, cells)))
     columns = (
-        "network", "GFLOP", "parameters (k)", *(f"seed {seed}" for seed in seeds),
+        "network", "GFLOP", "parameters (k)", "peak (MiB)", *(f"seed {seed}" for seed in seeds),
         "mean", "at t = 20",
     )  # fmt: skip
     return Grid("Small trainings", "ε-MSE, mean over 7 t", columns, tuple(lines))
