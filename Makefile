@@ -96,22 +96,17 @@ reference-quality: $(VENV)/installed
 	    $(ON_CORE) 1 $(QUALITY) --models idm-stored patchddm checkpoint $(BUDGET); wait
 	$(call keep,long seeds steps budget,noise)
 
-# idm-fine beside the U-Net that computes as much, and in 2 GiB beside the other exact methods: each
-# a core of its own, side by side; two hours and a quarter.
+# idm-fine beside the U-Net that computes as much, each a core of its own: an hour and a half.
 FINE = $(QUALITY) --modality t1 t2 --samples 0
 FINE_STEPS = --seeds 0 1 2 --steps 500 --validations 10 --out $(MADE)/quality/fine-steps
 FINE_TIME = --seeds 0 1 2 --minutes 15 --validations 15 --out $(MADE)/quality/fine-time
-FINE_MEMORY = --volume 64 --minutes 10 --validations 5 --out $(MADE)/quality/fine-memory
 reference-fine: $(VENV)/installed
 	rm -rf $(MADE)/quality
 	$(ON_CORE) 0 $(FINE) --models idm-fine $(FINE_STEPS) & \
 	    $(ON_CORE) 1 $(FINE) --models unet --match flops $(FINE_STEPS); wait
 	$(ON_CORE) 0 $(FINE) --models idm-fine $(FINE_TIME) & \
 	    $(ON_CORE) 1 $(FINE) --models unet --match flops $(FINE_TIME); wait
-	$(ON_CORE) 0 $(FINE) --models idm-fine idm-stored revunet $(FINE_MEMORY) & \
-	    $(ON_CORE) 1 $(FINE) --models unet iunet $(FINE_MEMORY); \
-	    $(ON_CORE) 1 $(FINE) --models checkpoint --match flops $(FINE_MEMORY); wait
-	$(call keep,fine-steps fine-time fine-memory,)
+	$(call keep,fine-steps fine-time,)
 
 # What only a card can say: predictions beside measurements, the cost of training, how it cools. At
 # most 8 minutes on an H100: each part ends in time, and leaves what it has.
