@@ -106,7 +106,9 @@ reference-fine: $(VENV)/installed
 	    $(ON_CORE) 1 $(FINE) --models unet --match flops $(FINE_STEPS); wait
 	$(ON_CORE) 0 $(FINE) --models idm-fine $(FINE_TIME) & \
 	    $(ON_CORE) 1 $(FINE) --models unet --match flops $(FINE_TIME); wait
-	$(call keep,fine-steps fine-time,)
+	$(RUN) -m bench sample $$(dirname $$(grep -l ^idm-fine $(MADE)/quality/fine-time/*/trained.csv)) \
+	    --seeds 0 --samples 8 --batch-size 8 --out $(MADE)/quality/fine-noise
+	$(call keep,fine-steps fine-time,fine-noise)
 
 # What only a card can say: predictions beside measurements, the cost of training, how it cools. At
 # most 8 minutes on an H100: each part ends in time, and leaves what it has.
