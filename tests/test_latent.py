@@ -23,7 +23,7 @@ def watched(network, optimizer, batch, step):
     return cost
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_an_adversarial_step_takes_the_bytes_that_were_predicted():
     patch = torch.rand(1, 1, 24, 24, 24)
     networks = latent.Adversarial(maisi.autoencoder(1, **SMALL))

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 
 import psutil
@@ -32,18 +33,22 @@ def children_of(process: subprocess.Popen, ready: Callable[[], bool]) -> list[ps
     raise AssertionError("it ended before it had started anything")
 
 
+STARTING_S, WORKING_S = 0.0, 3.0
+SOME = (
+    ("check", signal.SIGKILL, STARTING_S), ("fit", signal.SIGTERM, WORKING_S),
+    ("run", signal.SIGKILL, STARTING_S), ("run", signal.SIGTERM, WORKING_S),
+)  # fmt: skip
+"""Of all ends, those in the slow suite."""
 ENDS = [
-    pytest.param(
-        name, how, marks=pytest.mark.slow if how == signal.SIGKILL else pytest.mark.thorough
+    pytest.param(*end, marks=pytest.mark.slow if end in SOME else pytest.mark.thorough)
+    for end in product(
+        COMMANDS, (signal.SIGKILL, signal.SIGTERM, signal.SIGHUP), (STARTING_S, WORKING_S)
     )
-    for name in COMMANDS
-    for how in (signal.SIGKILL, signal.SIGTERM, signal.SIGHUP)
-    if (name, how) != ("run", signal.SIGHUP)  # a benchmark goes on when its terminal closes
+    if end[:2] != ("run", signal.SIGHUP)  # a benchmark goes on when its terminal closes
 ]
 
 
-@pytest.mark.parametrize(("name", "how"), ENDS)
-@pytest.mark.parametrize("wait_s", [0.0, 3.0], ids=["starting", "working"])
+@pytest.mark.parametrize(("name", "how", "wait_s"), ENDS)
 def test_no_process_outlives_its_command(tmp_path, name, how, wait_s):
     """They ran on for ever, 0.9 GB each; a trial's, until it had imported PyTorch."""
     out = () if name == "check" else ("--out", str(tmp_path / "out"))

@@ -22,10 +22,10 @@ from tests.bench.trials import small_disk_of
 
 ROOT = Path(__file__).parents[3]
 KILLS = int(os.environ.get("BENCH_KILLS", "1"))
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(240 + 60 * KILLS)]
+pytestmark = pytest.mark.timeout(240 + 60 * KILLS)
 TINY = ["--volume", "16", "--batch-size", "1", "--channels", "4", "8"]
 COMMANDS = {
-    "run": ["--models", "idm", "unet", "--repeats", "2", "--steps", "20", "--idle", "0", *TINY],
+    "run": ["--models", "idm", "unet", "--repeats", "1", "--steps", "20", "--idle", "0", *TINY],
     "quality": ["--models", "idm", "idm-lean", "--steps", "24", "--validations", "6", *TINY,
                 "--checkpoint-minutes", "0.005", "--samples", "1", "--sampler-steps", "5"],
 }  # fmt: skip
@@ -36,7 +36,7 @@ WRITTEN = {
     },
 }  # fmt: skip
 """What is being written -> the file that tells."""
-TABLE = {"run": ("runs.csv", ["method", "repeat"], 4), "quality": ("trained.csv", ["method"], 2)}
+TABLE = {"run": ("runs.csv", ["method", "repeat"], 2), "quality": ("trained.csv", ["method"], 2)}
 
 
 def is_worker(process: psutil.Process) -> bool:
@@ -148,7 +148,14 @@ class Killed:
         assert not records.duplicated(key).any()
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("run", marks=pytest.mark.slow),
+        # What it ends as, compared with one that was not killed: quality/test_command.py.
+        pytest.param("quality", marks=pytest.mark.thorough),
+    ],
+)
 def test_killed_until_it_is_through(tmp_path, name):
     chance, kills, rounds = random.Random(os.urandom(8)), Counter[str](), 0
     while kills.total() < KILLS:
@@ -164,6 +171,7 @@ def test_killed_until_it_is_through(tmp_path, name):
     print(f"{name}: {dict(kills)} kills in {rounds} runs")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("round_", range(-(-KILLS // 10)))
 def test_a_disk_that_is_too_small(tmp_path, round_):
     """It fills up in the cache, a table, a checkpoint or the report; with room, it goes on."""
@@ -180,6 +188,7 @@ def test_a_disk_that_is_too_small(tmp_path, round_):
         command.finish()
 
 
+@pytest.mark.slow
 def test_check_is_killed_and_repeated():
     """It writes nothing: a worker that is gone is a line, and nothing lives on."""
     chance, kills = random.Random(os.urandom(8)), 0

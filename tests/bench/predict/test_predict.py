@@ -25,7 +25,7 @@ from bench.probes.cost import Phase, StepProbe
 from bench.probes.flops import forward_flops
 from bench.probes.memory import MemoryProbe, Part, tensors_in
 from bench.quality.evaluation import sampling_memory
-from tests.related import RELATED, slow_if_related
+from tests.related import RELATED, slow_every, slow_if_related
 
 METHOD_NAMES = list(METHODS)
 
@@ -111,8 +111,9 @@ def test_every_method_is_predicted_to_the_byte(name):
     assert predicted(name).peak_memory_bytes == tracked
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in METHOD_NAMES if name not in RELATED])
+@pytest.mark.parametrize(
+    "name", slow_every(3, (name for name in METHOD_NAMES if name not in RELATED))
+)
 def test_every_method_at_small_is_predicted_to_the_byte(name):
     step, volumes = trained_step(name)
     batch = step.cut(volumes)
@@ -120,7 +121,7 @@ def test_every_method_at_small_is_predicted_to_the_byte(name):
     assert_predicted(predict(name, preset="small", device="cpu"), *measured_step(step, batch))
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["unet", "idm"])
 def test_memtracker_agrees_at_equal(name):
     """PyTorch's own tracker on fake tensors, or it would take 30 GB."""

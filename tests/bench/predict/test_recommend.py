@@ -133,7 +133,7 @@ def test_the_first_answer_trains_and_the_next_larger_volume_does_not(tmp_path, c
     assert measured[0] < measured[1]
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_where_nothing_fits_the_nearest_and_the_volume_that_would_are_said(tmp_path, capsys):
     margin = f"{GPU.usable_bytes / MIB - 2}MiB"
     overrides = replace(NARROW, volume=Shape(32))

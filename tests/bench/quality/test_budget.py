@@ -23,10 +23,12 @@ def peak(method: str, channels: tuple[int, ...]) -> int:
     return prediction.peak_memory_bytes
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "limit"),
-    [("idm", 10 * MIB), pytest.param("patchddm", 50 * MIB, marks=pytest.mark.slow)],
+    [
+        pytest.param("idm", 10 * MIB, marks=pytest.mark.slow),
+        pytest.param("patchddm", 50 * MIB, marks=pytest.mark.thorough),
+    ],
 )
 def test_the_widest_fits_and_the_next_does_not(method, limit):
     width = widest(Question(method, work(8, 16), "cpu", limit))
