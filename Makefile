@@ -16,7 +16,7 @@ test: $(VENV)/installed
 
 # What `make test` leaves out to stay below five minutes.
 test-slow: $(VENV)/installed
-	$(RUN) -m pytest -m slow --dist worksteal --durations 20
+	$(RUN) -m pytest -m "slow and not thorough" --dist worksteal --durations 20
 
 # Further cases of those, which CI leaves out to stay below twenty minutes: before a release.
 test-thorough: $(VENV)/installed

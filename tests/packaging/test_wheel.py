@@ -170,6 +170,7 @@ def test_a_benchmark_of_two_steps(project: Project):
     assert environment["git"] == {"commit": None, "dirty": None}
 
 
+@pytest.mark.thorough
 def test_a_report_has_the_bytes_of_one_made_in_the_checkout(project: Project, tmp_path: Path):
     runs = []
     for folder in sorted(path for path in (ROOT / "results" / "reference").iterdir()):
@@ -190,6 +191,7 @@ def test_a_report_has_the_bytes_of_one_made_in_the_checkout(project: Project, tm
     assert "PatchDDM-3D, paper" in (there / "table2.md").read_text()
 
 
+@pytest.mark.thorough  # `bench check` itself is a part of CI
 def test_check_compares_with_the_baseline_that_is_shipped(project: Project):
     process = project.run("idm-bench", "check", "--models", "idm", "idm-lean", "--presets", "small")
     assert "2 peaks compared, 0 grew" in process.stdout

@@ -83,7 +83,10 @@ def test_a_trial_waits_for_the_temperature_of_the_first_one(card, tmp_path):
     )
 
 
-@pytest.mark.parametrize("refused", [None, "nvmlDeviceGetTotalEnergyConsumption"])
+@pytest.mark.parametrize(
+    "refused",
+    [pytest.param(None, marks=pytest.mark.thorough), "nvmlDeviceGetTotalEnergyConsumption"],
+)
 def test_calls_that_take_long_are_not_part_of_the_window(card, tmp_path, refused):
     card("delay 0.3", f"fail {refused} 3 0 1e9" if refused else "")
     plan = tiny_plan(tmp_path, card="0", probes=PROBES, window=Window(seconds=6.0))
