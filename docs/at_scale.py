@@ -18,6 +18,8 @@ from bench.presets import Overrides
 from bench.report.grid import Cell, Grid, markdown
 from bench.sizes import GIB
 
+from .rows import read_rows
+
 PAGE = Path(__file__).with_suffix(".md")
 TABLE = PAGE.with_suffix(".csv")
 FIGURE = PAGE.parent / "images" / "at_scale.png"
@@ -81,12 +83,7 @@ def answer(row: Row) -> Row:
 
 
 def read() -> dict[tuple[str, int, float, int, int], Row]:
-    with TABLE.open(newline="", encoding="utf-8") as file:
-        rows = [
-            Row(**{f.name: f.type(row[f.name]) for f in fields(Row)})  # type: ignore[operator]
-            for row in csv.DictReader(file)
-        ]
-    return {row.key: row for row in rows}
+    return {row.key: row for row in read_rows(TABLE, Row)}
 
 
 def write(rows: list[Row]) -> None:

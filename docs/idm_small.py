@@ -10,9 +10,8 @@ training in the table is not made again. What each is for, and what came out: do
 import argparse
 import csv
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from functools import partial
-from itertools import product
 from pathlib import Path
 
 import torch
@@ -27,12 +26,18 @@ from bench.probes.cost import StepProbe
 from bench.report.grid import Cell, Grid, markdown
 from models.idm import IDM, resampling
 
+from .rows import read_rows
+
 TABLE = Path(__file__).with_suffix(".csv")
 PAGE = TABLE.with_name("idm.md")
 BEGIN, END = "<!-- small -->", "<!-- end of small -->"
 CHANNELS = (16, 32, 64)
 STEPS, BATCH, LEARNING_RATE = 300, 4, 1e-3
 BRAINS, TRAINED_ON = 118, 102
+WITHOUT_ATTENTION = (
+    (3, 2, 2), (3, 3, 2), (4, 1, 1), (4, 2, 1), (4, 2, 2), (6, 2, 2), (6, 4, 2), (8, 2, 2),
+)  # fmt: skip
+"""Couplings of a branch, level by level, finest first."""
 TIMES = (20, 100, 250, 500, 1000, 1500, 1900)
 
 
@@ -55,8 +60,10 @@ VARIATIONS: dict[str, Callable[[], nn.Module]] = {
         f"couplings {'-'.join(map(str, couplings))}{words}": partial(
             IDM, channels=CHANNELS, couplings=couplings, attention_levels=levels
         )
-        for levels, words in ((2, ""), (0, ", no attention"))
-        for couplings in product((2, 3, 4, 6, 8), (1, 2, 3, 4), (1, 2))
+        for couplings, levels, words in (
+            ((4, 2, 1), 2, ""),
+            *((each, 0, ", no attention") for each in WITHOUT_ATTENTION),
+        )
     },
     "mixing in blocks of 16": lambda: in_blocks_of(16),
     "unet": lambda: unet.build(in_channels=1, channels=(8, 16, 32)),
@@ -124,12 +131,7 @@ def error(step: TrainingStep, brains: Tensor, time: int) -> float:
 
 
 def read() -> dict[tuple[str, int], Row]:
-    with TABLE.open(newline="", encoding="utf-8") as file:
-        rows = [
-            Row(**{f.name: f.type(row[f.name]) for f in fields(Row)})  # type: ignore[operator]
-            for row in csv.DictReader(file)
-        ]
-    return {(row.network, row.seed): row for row in rows}
+    return {(row.network, row.seed): row for row in read_rows(TABLE, Row)}
 
 
 def grid(rows: list[Row]) -> Grid:
@@ -170,8 +172,10 @@ def main() -> None:
     )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     chosen = parser.parse_args()
+    if unknown := set(chosen.networks) - VARIATIONS.keys():
+        parser.error(f"no such network: {min(unknown)}; there are {', '.join(VARIATIONS)}")
     torch.set_num_threads(1)
-    done = read() if TABLE.exists() else {}
+    done = read()
     for name in chosen.networks:
         for seed in chosen.seeds:
             if (name, seed) not in done:
@@ -181,12 +185,8 @@ def main() -> None:
 
 
 def append(row: Row) -> None:
-    is_new = not TABLE.exists()
     with TABLE.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, [f.name for f in fields(Row)], lineterminator="\n")
-        if is_new:
-            writer.writeheader()
-        writer.writerow(asdict(row))
+        csv.writer(file, lineterminator="\n").writerow(asdict(row).values())
     print(row, flush=True)
 
 

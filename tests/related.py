@@ -22,6 +22,11 @@ def slow_if_related(names: Iterable[str]) -> list[Any]:
     ]  # fmt: skip
 
 
+def slow_unless_form(names: Iterable[str]) -> list[Any]:
+    """Slow, or of a form of another method thorough."""
+    return [pytest.param(name, marks=_slow_or_thorough(name not in FORMS)) for name in names]
+
+
 def slow_every(count: int, values: Iterable[Any], ids: Any = str) -> list[Any]:
     """The first and each `count`-th after it is slow, the others are thorough."""
     return [

@@ -25,7 +25,7 @@ KILLS = int(os.environ.get("BENCH_KILLS", "1"))
 pytestmark = pytest.mark.timeout(240 + 60 * KILLS)
 TINY = ["--volume", "16", "--batch-size", "1", "--channels", "4", "8"]
 COMMANDS = {
-    "run": ["--models", "idm", "unet", "--repeats", "1", "--steps", "20", "--idle", "0", *TINY],
+    "run": ["--models", "idm", "unet", "--repeats", "2", "--steps", "20", "--idle", "0", *TINY],
     "quality": ["--models", "idm", "idm-lean", "--steps", "24", "--validations", "6", *TINY,
                 "--checkpoint-minutes", "0.005", "--samples", "1", "--sampler-steps", "5"],
 }  # fmt: skip
@@ -36,7 +36,7 @@ WRITTEN = {
     },
 }  # fmt: skip
 """What is being written -> the file that tells."""
-TABLE = {"run": ("runs.csv", ["method", "repeat"], 2), "quality": ("trained.csv", ["method"], 2)}
+TABLE = {"run": ("runs.csv", ["method", "repeat"], 4), "quality": ("trained.csv", ["method"], 2)}
 
 
 def is_worker(process: psutil.Process) -> bool:

@@ -9,7 +9,7 @@ from bench.methods import METHODS
 from bench.predict import predict_method
 from bench.presets import Workload
 from bench.quality.budget import Question, choose_widths, scale, widest, width_step
-from tests.related import FORMS
+from tests.related import slow_unless_form
 
 MIB = 2**20
 
@@ -47,8 +47,7 @@ def test_widths_that_a_method_cannot_divide_are_no_step():
     assert width_step(Question("idm", work(4, 8), "cpu", MIB)) == 4
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("method", [name for name in METHODS if name not in FORMS])
+@pytest.mark.parametrize("method", slow_unless_form(METHODS))
 def test_every_multiple_of_the_step_can_be_built(method):
     step = width_step(Question(method, work(8, 16), "cpu", MIB))
     for count in range(1, 9):

@@ -14,7 +14,7 @@ from bench.methods import METHODS
 from bench.presets import Workload
 from bench.records.folder import QualityRun
 from tests.bench.quality.trainings import Watcher, losses, run_trainings, tiny_plan, train
-from tests.related import RELATED
+from tests.related import slow_unless_form
 
 EVERYDAY = ("patchddm",)
 """A generator and an optimizer of their own."""
@@ -82,9 +82,8 @@ def test_killed_by_sigkill(runs, method, tmp_path):
 @pytest.mark.parametrize(
     "method",
     [
-        method if method in EVERYDAY else pytest.param(method, marks=pytest.mark.slow)
-        for method in METHODS
-        if method not in RELATED
+        *EVERYDAY,
+        *slow_unless_form(method for method in METHODS if method not in EVERYDAY),
     ],
 )
 def test_stopped_and_gone_on_with(runs, method):
@@ -93,6 +92,8 @@ def test_stopped_and_gone_on_with(runs, method):
     plan = tiny_plan(whole, method=method)
     if method == "patchddm":
         plan = replace(plan, work=Workload(8, 4, 2, (8, 32), 1, "fp32"))
+    if method == "iunet":  # each level of it has twice the channels
+        plan = replace(plan, work=replace(plan.work, channels=(16, 32)))
     expected = losses(train(plan))
     plan = replace(plan, folder=str(stopped.folder))
     found = losses(train(plan, stop_after=3))
