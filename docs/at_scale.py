@@ -5,9 +5,8 @@
 Nothing is measured: each row is a prediction for a card (docs/predict.md).
 """
 
-import csv
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 from bench.methods import METHODS
@@ -18,7 +17,7 @@ from bench.presets import Overrides
 from bench.report.grid import Cell, Grid, markdown
 from bench.sizes import GIB
 
-from .rows import read_rows
+from .rows import read_rows, write_rows
 
 PAGE = Path(__file__).with_suffix(".md")
 TABLE = PAGE.with_suffix(".csv")
@@ -84,13 +83,6 @@ def answer(row: Row) -> Row:
 
 def read() -> dict[tuple[str, int, float, int, int], Row]:
     return {row.key: row for row in read_rows(TABLE, Row)}
-
-
-def write(rows: list[Row]) -> None:
-    with TABLE.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, [each.name for each in fields(Row)], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(map(asdict, rows))
 
 
 def sizes(rows: dict[tuple[str, int, float, int, int], Row]) -> Grid:
@@ -178,6 +170,6 @@ if __name__ == "__main__":
     asked = list(questions())
     made = in_processes(answer, [row for row in asked if row.key not in known])
     known |= {row.key: row for row in made}
-    write([known[row.key] for row in asked])
+    write_rows(TABLE, [known[row.key] for row in asked])
     PAGE.write_text(page(PAGE.read_text(encoding="utf-8"), read()), encoding="utf-8")
     draw(read())

@@ -5,9 +5,8 @@
 Needs the packages of the extra `peers`.
 """
 
-import csv
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,8 @@ from bench.probes.cost import StepCost, StepProbe
 from bench.probes.memory import tensors_in
 from bench.report.grid import Cell, Grid, markdown
 from bench.sizes import GIB
+
+from .rows import read_rows, write_rows
 
 PAGE = Path(__file__).with_suffix(".md")
 TABLE = Path(__file__).with_suffix(".csv")
@@ -114,19 +115,7 @@ def pairs() -> Iterator[tuple[str, str]]:
 
 
 def read() -> dict[tuple[str, str], Way]:
-    with TABLE.open(newline="", encoding="utf-8") as file:
-        rows = [
-            Way(**{f.name: f.type(row[f.name]) for f in fields(Way)})  # type: ignore[operator]
-            for row in csv.DictReader(file)
-        ]
-    return {(row.network, row.technique): row for row in rows}
-
-
-def write(ways: list[Way]) -> None:
-    with TABLE.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, [each.name for each in fields(Way)], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(map(asdict, ways))
+    return {(row.network, row.technique): row for row in read_rows(TABLE, Way)}
 
 
 def in_order() -> list[str]:
@@ -229,6 +218,6 @@ def page(text: str) -> str:
 
 
 if __name__ == "__main__":
-    write(list(in_processes(way, list(pairs()))))
+    write_rows(TABLE, list(in_processes(way, list(pairs()))))
     draw(read())
     PAGE.write_text(page(PAGE.read_text(encoding="utf-8")), encoding="utf-8")

@@ -7,7 +7,8 @@ autoencoder nor has it on the device: what both, and decoding, cost is in docs/l
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
@@ -83,6 +84,7 @@ class Latents:
         volumes: Sequence[np.ndarray] | np.ndarray,
         device: torch.device,
         dtype: torch.dtype | None = None,
+        progress: Callable[[float], None] | None = None,
     ) -> np.ndarray:
         """Latents (N, 4, D/4, H/4, W/4) of volumes (N, C, D, H, W) in [0, 1], on the host.
 
@@ -92,15 +94,19 @@ class Latents:
         Args:
             device: that the autoencoder runs on meanwhile.
             dtype: 16-bit type of autocast, or None.
+            progress: told the share that is done, 0 to 1, after every volume.
         """
         network: Any = self.autoencoder
-        found = torch.cat(
-            [
-                self._in_windows(lambda window: network.encode(window)[0], WINDOW,
-                                 torch.from_numpy(np.array(volume))[None], device, dtype)
-                for volume in volumes
-            ]
-        )  # fmt: skip
+        latents: list[Tensor] = []
+        with self._running_on(device):
+            for volume in volumes:
+                whole = torch.from_numpy(np.array(volume))[None]
+                latents += self._in_windows(
+                    lambda window: network.encode(window)[0], WINDOW, whole, device, dtype
+                )
+                if progress is not None:
+                    progress(len(latents) / len(volumes))
+        found = torch.stack(latents)
         if torch.equal(network.low, network.high):
             network.low.copy_(found.amin((0, 2, 3, 4), keepdim=True)[0])
             network.high.copy_(found.amax((0, 2, 3, 4), keepdim=True)[0])
@@ -114,11 +120,21 @@ class Latents:
         """Volumes (N, C, D, H, W) in [0, 1] of latents as `encode` makes them, where those are."""
         network: Any = self.autoencoder
         z = network.low + latents.cpu() * (network.high - network.low)
-        found = [
-            self._in_windows(network.decode, WINDOW // SHRINK, each[None], device, dtype)
-            for each in z
-        ]
+        with self._running_on(device):
+            found = [
+                self._in_windows(network.decode, WINDOW // SHRINK, each[None], device, dtype)
+                for each in z
+            ]
         return torch.cat(found).clamp(0, 1).to(latents.device)
+
+    @contextmanager
+    def _running_on(self, device: torch.device) -> Iterator[None]:
+        """The autoencoder there for as long, and on the CPU afterwards."""
+        self.autoencoder.to(device).eval()
+        try:
+            yield
+        finally:
+            self.autoencoder.cpu()
 
     def _in_windows(
         self,
@@ -135,12 +151,10 @@ class Latents:
             with torch.autocast(device.type, dtype, enabled=dtype is not None):
                 return function(window).float()
 
-        self.autoencoder.to(device).eval()
         found: Any = sliding_window_inference(
             whole, [min(side, length) for length in whole.shape[2:]], 1, of_window, OVERLAP,
             mode="gaussian", sw_device=device, device=torch.device("cpu"),
         )  # fmt: skip
-        self.autoencoder.cpu()
         return found  # type: ignore[no-any-return]
 
 

@@ -198,7 +198,11 @@ def spread_timesteps(steps: int, first: int = TIMESTEPS - 1) -> list[int]:
 
 @torch.no_grad()
 def find_start(
-    denoiser: Denoiser, volumes: Tensor, seed: int = 0, device: torch.device | str = "cpu"
+    denoiser: Denoiser,
+    volumes: Tensor,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    progress: Callable[[float], None] | None = None,
 ) -> Start:
     """The noisiest timestep at which the denoiser knows more of a volume than their mean says.
 
@@ -210,6 +214,7 @@ def find_start(
     Args:
         volumes: that it was trained on, (N, C, D, H, W) in [0, 1]; the first 16 are asked for.
         seed: of the noise.
+        progress: told the share of the timesteps that were tried, 0 to 1, after each.
     """
     diffusion = Diffusion(device=device)
     generator = torch.Generator(device).manual_seed(seed)
@@ -223,6 +228,8 @@ def find_start(
             eps = torch.randn(x_0.shape, generator=generator, device=device)
             found = _clamped_volume(diffusion, denoiser, diffusion.q_sample(x_0, t, eps), step)
             squares.append((found - x_0).square().flatten(1).mean(1) / 4)  # of [−1, 1], in [0, 1]
+        if progress is not None:
+            progress(1 - step / TIMESTEPS)
         if torch.cat(squares).mean() < spread:
             return Start(step, mean)
     return Start(0, mean)

@@ -5,8 +5,8 @@ What a network may offer beside `forward(x_t, t) -> eps`:
 - `crop(x_0, patch, rng) -> (x_0, keywords)`: the part of the volumes that a step trains on, and
   what its forward pass wants to know of it (PatchDDM: the coordinates);
 - `inverse(v) -> x`: U⁻¹, for the λ_R term of eq. (8);
-- `latents`: it trains on latents, which `latents.encode(volumes, device, dtype)` makes of all
-  volumes beforehand, of the shape `latents.shape(shape)`, and `latents.decode` volumes of them;
+- `latents`: it trains on latents, which `latents.encode(volumes, device, dtype, progress)` makes of
+  all volumes beforehand, of the shape `latents.shape(shape)`, and `latents.decode` volumes of them;
 - `make_optimizer(learning_rate, lambda_l2) -> Optimizer`: for a method that updates in its own
   way. One that adds the λ_L2 term itself has an attribute `lambda_l2`; tensors that it keeps
   beside its state are its `constants`;
@@ -14,7 +14,7 @@ What a network may offer beside `forward(x_t, t) -> eps`:
 """
 
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any
@@ -228,13 +228,21 @@ def random_batch(
 
 
 def prepared(
-    network: nn.Module, work: Workload, volumes: np.ndarray, device: torch.device
+    network: nn.Module,
+    work: Workload,
+    volumes: np.ndarray,
+    device: torch.device,
+    progress: Callable[[float], None] | None = None,
 ) -> np.ndarray:
-    """What of volumes (N, C + K, D, H, W) a network trains on: themselves, or their latents."""
+    """What of volumes (N, C + K, D, H, W) a network trains on: themselves, or their latents.
+
+    Args:
+        progress: told the share that is encoded, 0 to 1, after every volume.
+    """
     latents = latents_of(network)
     if latents is None:
         return volumes
-    found: np.ndarray = latents.encode(volumes, device, autocast_dtype(work.precision))
+    found: np.ndarray = latents.encode(volumes, device, autocast_dtype(work.precision), progress)
     return found
 
 

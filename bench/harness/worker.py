@@ -307,6 +307,10 @@ class Events:
     def stage(self, name: str) -> None:
         self.send("stage", name=name)
 
+    def progress(self, name: str) -> Callable[[float], None]:
+        """For what takes long within a stage: to be told the share that is done, 0 to 1."""
+        return lambda share: self.stage(f"{name}: {share:.0%}")
+
     def found(self, *measurements: Measurement, **columns: Any) -> None:
         """Columns of the record, measured or otherwise known."""
         for each in (*(measurement.columns() for measurement in measurements), columns):

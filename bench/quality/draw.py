@@ -1,6 +1,6 @@
 """The command `sample`: volumes drawn from the networks that a quality run has trained."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -123,6 +123,10 @@ def _draw(
     display: ConsoleDisplay,
 ) -> tuple[Tensor, list[Score]]:
     """(N, C, D, H, W) in [0, 1], or slices (N, C, D, H), on the CPU, and their scores."""
+
+    def tell(what: str) -> Callable[[float], None]:
+        return lambda share: display.stage(f"{what}: {share:.0%}")
+
     network = load_trained(run, plan, device)
     denoise = denoiser(network, plan.work, device)
     decode = decoder(network, plan.work, device)
@@ -131,8 +135,10 @@ def _draw(
     conditions = conditions_of(plan, volumes, members)
     start = None
     if command.sampler == "ddpm-mean":
-        known = prepared(network, plan.work, volumes[list(plan.train)], device)
-        start = find_start(denoise, torch.from_numpy(known), command.seed, device)
+        trained_on = volumes[list(plan.train)]
+        known = prepared(network, plan.work, trained_on, device, tell("encoding"))
+        finding = tell("finding a start")
+        start = find_start(denoise, torch.from_numpy(known), command.seed, device, finding)
     batches = []
     try:
         for first in range(0, command.samples, command.batch_size):

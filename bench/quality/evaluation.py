@@ -82,12 +82,14 @@ def evaluate(
         of_these = given(denoise, conditions, plan.guidance)
         start = None
         if plan.sampler == "ddpm-mean":
-            start = find_start(denoise, whole(seen, plan.train), plan.split_seed, device)
+            known = whole(seen, plan.train)
+            start = find_start(denoise, known, plan.split_seed, device, tell("finding a start"))
         samples = generate(
             of_these, shape, plan.sampler, plan.sampler_steps, plan.split_seed, device,
             tell(f"sampling ({plan.sampler})"), start,
         )  # fmt: skip
         memory = sampling_memory(network, shape, of_these, conditions)
+        events.stage("comparing the samples")
         samples = samples if decode is None else decode(samples)
         scores += score_samples(
             samples, real, modalities, plan.sampler, plan.sampler_steps, memory=memory,

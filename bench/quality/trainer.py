@@ -207,7 +207,6 @@ class Trainer:
 
         They are made again where a training goes on, which counts as little as its start.
         """
-        self.events.stage("encoding")
         main = self.main.progress
         is_new = main.step == 0
         if is_new:
@@ -219,9 +218,11 @@ class Trainer:
         first.step.optimizer.zero_grad(set_to_none=True)
         with self._metered(main if is_new else replace(main)):
             self.seen = np.zeros(seen_shape(self.network, self.volumes.shape), np.float32)
-            for members in map(list, (self.plan.train, self.plan.val)):
-                volumes = self.volumes[members]
-                self.seen[members] = prepared(self.network, self.plan.work, volumes, self.device)
+            for name, members in (("training", self.plan.train), ("validation", self.plan.val)):
+                chosen, tell = list(members), self.events.progress(f"encoding {name} volumes")
+                self.seen[chosen] = prepared(
+                    self.network, self.plan.work, self.volumes[chosen], self.device, tell
+                )
         if is_new:
             main.elapsed_s += time.perf_counter() - begin
             first.checkpoint.write(first.progress)  # with the range of the latents
@@ -272,11 +273,13 @@ class Trainer:
         return self.stage is self.main and self.main.progress.validations < due
 
     def _validate(self) -> None:
-        self.events.stage("validating")
         progress = self.main.progress
-        progress.val_mse = raw = self.validation(self.denoise)
-        with self.ema.applied():
-            progress.val_mse_ema = averaged = self.validation(self.denoise)
+        raw = averaged = self.validation(self.denoise, self.events.progress("validating"))
+        if progress.step:  # before the first step the averages are the weights
+            with self.ema.applied():
+                tell = self.events.progress("validating averaged weights")
+                averaged = self.validation(self.denoise, tell)
+        progress.val_mse, progress.val_mse_ema = raw, averaged
         row = Learning(
             method=self.plan.method,
             seed=self.plan.seed,

@@ -6,7 +6,7 @@ steps are compared on the very same tensors.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -55,15 +55,18 @@ class Validation:
         stratum = self.diffusion.timesteps / self.pairs
         self.timesteps = [int((index + 0.5) * stratum) for index in range(self.pairs)]
 
-    def __call__(self, denoise: Denoiser) -> float:
-        """The mean over all pairs and voxels; 1 for a denoiser that always says 0."""
-        errors = [
-            error
-            for first in range(0, self.pairs, self.batch_size)
-            for error in self._errors(
-                range(first, min(first + self.batch_size, self.pairs)), denoise
-            )
-        ]
+    def __call__(self, denoise: Denoiser, progress: Callable[[float], None] | None = None) -> float:
+        """The mean over all pairs and voxels; 1 for a denoiser that always says 0.
+
+        Args:
+            progress: told the share that is done, 0 to 1, after every batch.
+        """
+        errors: list[float] = []
+        for first in range(0, self.pairs, self.batch_size):
+            batch = range(first, min(first + self.batch_size, self.pairs))
+            errors += self._errors(batch, denoise)
+            if progress is not None:
+                progress(batch.stop / self.pairs)
         return math.fsum(errors) / self.pairs
 
     def noise(self, pair: int) -> Tensor:

@@ -56,7 +56,8 @@ def run(plan: TrialPlan, events: Events, should_stop: Any = lambda: False) -> No
     if device.type == "cpu":
         events.found(warnings=[each.on_cpu for each in step.techniques if each.on_cpu])
     events.found(warnings=[each.outside for each in step.techniques if each.outside])
-    volumes = prepared(network, plan.work, load(Path(plan.volumes)), device)
+    known = load(Path(plan.volumes))
+    volumes = prepared(network, plan.work, known, device, events.progress("encoding"))
     batches = iterate_batches(volumes, plan.work, plan.training.seed, device, step.cut, plan.labels)
 
     events.stage("warm-up")

@@ -56,3 +56,17 @@ def test_another_seed_is_scored_on_the_same_noise_and_kept_beside(run):
     assert zero == one  # the noisy input knows no network
     drawn = scores[scores["protocol"].str.startswith("dd")]
     assert drawn.empty  # no samples were asked for
+
+
+def test_nothing_that_takes_long_is_silent(run):
+    """A process without a word for --timeout seconds is given up, also one that validates."""
+    plan = tiny_plan(run, samples=2, sampler="ddpm-mean", sampler_steps=3)
+    events = train(plan)
+    names = [event.get("name", event["event"]) for event in events]
+    first = names[: names.index("step")]
+    assert sum(name.startswith("validating: ") for name in first) == 12  # of 24 pairs, by two
+    assert not any("averaged" in name for name in first)  # they are the weights
+    assert names.count("validating averaged weights: 100%") == plan.validations
+    assert any(name.startswith("finding a start: ") for name in names)
+    row = run.learning().iloc[0]
+    assert (row["step"], row["val_mse"]) == (0, row["val_mse_ema"])

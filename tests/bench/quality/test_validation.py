@@ -83,3 +83,12 @@ def test_timesteps_are_an_even_grid_and_each_volume_has_its_share(count):
         share = checked.pairs // count
         means = [np.mean(checked.timesteps[i::count]) for i in range(count)]
         assert np.ptp(means) <= 2000 / share
+
+
+def test_the_share_that_is_done_is_told_after_every_batch(brains):
+    told = []
+    found = validation(brains, batch_size=5)
+    found(zero, told.append)
+    assert len(told) == -(-found.pairs // 5)
+    assert told == sorted(told)
+    assert told[-1] == 1
