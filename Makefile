@@ -66,13 +66,9 @@ reference: $(VENV)/installed
 	$(RUN) -m docs.keep_results $(MADE)/reference
 	rm -rf results/reference && mv $(MADE)/reference results/
 
-# The trainings of docs/quality.md: about two hours and a quarter on two idle cores.
-# Trainings whose speed is not the question run side by side, a core each.
-QUALITY = $(RUN) -m bench quality --cache-dir .cache/volumes
+# The trainings of docs/quality.md, side by side, a core each.
+TRAIN = $(RUN) -m bench quality --preset small --cache-dir .cache/volumes
 ON_CORE = OMP_NUM_THREADS=1 taskset -c
-SEEDS = --seeds 0 1 2 --minutes 5 --validations 5 --samples 0 --out $(MADE)/quality/seeds
-STEPS = --seeds 0 1 2 --steps 500 --validations 10 --samples 0 --out $(MADE)/quality/steps
-BUDGET = --budget 1GiB --minutes 5 --validations 5 --samples 0 --out $(MADE)/quality/budget
 # Parts with a report, and parts without.
 define keep
 	for part in $(1); do \
@@ -81,34 +77,42 @@ define keep
 	for part in $(1) $(2); do \
 	    rm -rf results/quality/$$part && mv $(MADE)/quality/$$part results/quality/; done
 endef
+
+# One function inverted, stored and lean: an hour.
+SEEDS = --seeds 0 1 2 --minutes 5 --validations 5 --samples 0 --out $(MADE)/quality/seeds
+STEPS = --seeds 0 1 2 --steps 500 --validations 10 --samples 0 --out $(MADE)/quality/steps
 reference-quality: $(VENV)/installed
 	rm -rf $(MADE)/quality
-	$(QUALITY) --models idm patchddm unet idm-lean --modality t1 t2 --minutes 15 \
-	    --validations 15 --sampler ddpm-mean --sampler-steps 100 --out $(MADE)/quality/long
-	for sampler in ddpm-clipped ddpm; do $(RUN) -m bench sample $(MADE)/quality/long/*/ \
-	    --models idm --samples 2 --batch-size 2 --sampler $$sampler \
-	    --out $(MADE)/quality/noise/$$sampler; done
-	$(ON_CORE) 0 $(QUALITY) --models idm $(SEEDS) & \
-	    $(ON_CORE) 1 $(QUALITY) --models idm-stored $(SEEDS); wait
-	$(ON_CORE) 0 $(QUALITY) --models idm-stored idm $(STEPS) & \
-	    $(ON_CORE) 1 $(QUALITY) --models idm-lean $(STEPS); wait
-	$(ON_CORE) 0 $(QUALITY) --models idm idm-lean unet $(BUDGET) & \
-	    $(ON_CORE) 1 $(QUALITY) --models idm-stored patchddm checkpoint $(BUDGET); wait
-	$(call keep,long seeds steps budget,noise)
+	$(ON_CORE) 0 $(TRAIN) --models idm $(SEEDS) & \
+	    $(ON_CORE) 1 $(TRAIN) --models idm-stored $(SEEDS); wait
+	$(ON_CORE) 0 $(TRAIN) --models idm-stored idm $(STEPS) & \
+	    $(ON_CORE) 1 $(TRAIN) --models idm-lean $(STEPS); wait
+	$(call keep,seeds steps)
 
-# idm-fine beside the U-Net that computes as much, each a core of its own: an hour and a half.
-FINE = $(QUALITY) --modality t1 t2 --samples 0
-FINE_STEPS = --seeds 0 1 2 --steps 500 --validations 10 --out $(MADE)/quality/fine-steps
-FINE_TIME = --seeds 0 1 2 --minutes 15 --validations 15 --out $(MADE)/quality/fine-time
+# idm-fine beside the U-Net that computes as much, and beside every other exact network in the same
+# memory; and what it draws. Three hours and a half.
+FINE = $(TRAIN) --modality t1 t2
+FINE_STEPS = --seeds 0 1 2 --steps 500 --validations 10 --samples 0 --out $(MADE)/quality/fine-steps
+FINE_TIME = --seeds 0 1 2 --minutes 15 --validations 15 --samples 0 --out $(MADE)/quality/fine-time
+FINE_MEMORY = --volume 64 --minutes 10 --validations 1 --samples 0 --out $(MADE)/quality/fine-memory
+BUDGET = --minutes 5 --validations 2 --samples 0 --out $(MADE)/quality/budget
+V_TARGET = --target v --minutes 15 --validations 5 --samples 4 --out $(MADE)/quality/vtarget
 reference-fine: $(VENV)/installed
 	rm -rf $(MADE)/quality
 	$(ON_CORE) 0 $(FINE) --models idm-fine $(FINE_STEPS) & \
 	    $(ON_CORE) 1 $(FINE) --models unet --match flops $(FINE_STEPS); wait
 	$(ON_CORE) 0 $(FINE) --models idm-fine $(FINE_TIME) & \
 	    $(ON_CORE) 1 $(FINE) --models unet --match flops $(FINE_TIME); wait
-	$(RUN) -m bench sample $$(dirname $$(grep -l ^idm-fine $(MADE)/quality/fine-time/*/trained.csv)) \
-	    --seeds 0 --samples 8 --batch-size 8 --out $(MADE)/quality/fine-noise
-	$(call keep,fine-steps fine-time,fine-noise)
+	$(ON_CORE) 0 $(FINE) --models idm-fine $(V_TARGET)
+	{ $(ON_CORE) 0 $(FINE) --models idm-fine idm-stored $(FINE_MEMORY); \
+	    $(ON_CORE) 0 $(FINE) --models unet --budget 2GiB $(FINE_MEMORY); } & \
+	    { $(ON_CORE) 1 $(FINE) --models iunet revunet unet $(FINE_MEMORY); \
+	    $(ON_CORE) 1 $(FINE) --models checkpoint --match flops $(FINE_MEMORY); }; wait
+	$(ON_CORE) 0 $(FINE) $(BUDGET) \
+	    --models idm-fine idm-fine-stored idm idm-stored revunet iunet patchddm & \
+	    { $(ON_CORE) 1 $(FINE) --models unet unet-attention --match flops $(BUDGET); \
+	    $(ON_CORE) 1 $(FINE) --models unet revunet iunet --budget 1GiB $(BUDGET); }; wait
+	$(call keep,fine-steps fine-time fine-memory budget vtarget)
 
 # What only a card can say: predictions beside measurements, the cost of training, how it cools. At
 # most 8 minutes on an H100: each part ends in time, and leaves what it has.

@@ -2,6 +2,7 @@
 
     python -m docs.idm_small idm unet                                # the seeds that it lacks
     python -m docs.idm_small "couplings 4-2-1, no attention" --seeds 4
+    python -m docs.idm_small --times                                 # a minute, on an idle core
 
 16³, T1, 102 embedded brains, 300 steps of batch 4: a training takes a minute or two on one core. A
 training in the table is not made again. What each is for, and what came out: docs/idm.md.
@@ -9,10 +10,13 @@ training in the table is not made again. What each is for, and what came out: do
 
 import argparse
 import csv
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from statistics import fmean, median
+from time import perf_counter
 
 import torch
 from torch import Tensor, nn
@@ -20,25 +24,30 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from baselines import unet
 from bench.data import open_source
+from bench.ddpm.diffusion import Denoiser, Diffusion, cosine_alpha_bar
+from bench.ddpm.samplers import denoiser
 from bench.ddpm.step import Training, TrainingStep
 from bench.presets import PRESETS, Workload
 from bench.probes.cost import StepProbe
 from bench.report.grid import Cell, Grid, markdown
 from models.idm import IDM, resampling
 
-from .rows import read_rows
+from .rows import read_rows, write_rows
 
 TABLE = Path(__file__).with_suffix(".csv")
+TIMES_TABLE = TABLE.with_name("idm_small_times.csv")
 PAGE = TABLE.with_name("idm.md")
-BEGIN, END = "<!-- small -->", "<!-- end of small -->"
+SMALL = "<!-- small -->", "<!-- end of small -->"
+TARGETS = "<!-- targets -->", "<!-- end of targets -->"
 CHANNELS = (16, 32, 64)
-STEPS, BATCH, LEARNING_RATE = 300, 4, 1e-3
+SIDE, STEPS, BATCH, LEARNING_RATE = 16, 300, 4, 1e-3
 BRAINS, TRAINED_ON = 118, 102
 WITHOUT_ATTENTION = (
     (3, 2, 2), (3, 3, 2), (4, 1, 1), (4, 2, 1), (4, 2, 2), (6, 2, 2), (6, 4, 2), (8, 2, 2),
 )  # fmt: skip
 """Couplings of a branch, level by level, finest first."""
 TIMES = (20, 100, 250, 500, 1000, 1500, 1900)
+NOISY = (1000, 1500, 1900)
 
 
 def in_blocks_of(largest: int) -> IDM:
@@ -68,6 +77,11 @@ VARIATIONS: dict[str, Callable[[], nn.Module]] = {
     "mixing in blocks of 16": lambda: in_blocks_of(16),
     "unet": lambda: unet.build(in_channels=1, channels=(8, 16, 32)),
 }
+PREDICTS_V = ", target v"
+"""At the end of a name: the same network, which predicts v in place of ε."""
+VARIATIONS |= {
+    name + PREDICTS_V: VARIATIONS[name] for name in ("couplings 4-2-1, no attention", "unet")
+}
 
 
 @dataclass(frozen=True)
@@ -88,22 +102,53 @@ class Row:
     mse_t1900: float = 0
 
 
-def train(name: str, seed: int) -> Row:
-    source = open_source("phantom", volume=16, subjects=BRAINS)
-    brains = torch.stack([torch.as_tensor(volume) for volume in source])
-    trained_on, others = brains[:TRAINED_ON], brains[TRAINED_ON:]
+@dataclass(frozen=True)
+class Time:
+    network: str
+    to_idm: float
+    """Seconds of a step, to those of one of `idm`: the median of pairs, one after the other."""
+
+
+def new_step(name: str, seed: int = 0) -> TrainingStep:
     torch.manual_seed(seed)
     network = VARIATIONS[name]().train()
     work = Workload(
-        volume=16, patch=16, batch_size=BATCH, channels=CHANNELS,
+        volume=SIDE, patch=SIDE, batch_size=BATCH, channels=CHANNELS,
+        target="v" if name.endswith(PREDICTS_V) else "eps",
         **{key: PRESETS["small"].common[key] for key in ("couplings", "precision")},
     )  # fmt: skip
+    training = Training(learning_rate=LEARNING_RATE, anneal_steps=STEPS, seed=seed)
+    return TrainingStep(network, work, training)
+
+
+def time(name: str, pairs: int = 15) -> Time:
+    batch = torch.rand(BATCH, 1, SIDE, SIDE, SIDE)
+
+    def seconds(step: TrainingStep) -> float:
+        start = perf_counter()
+        step(batch)
+        return perf_counter() - start
+
+    both = new_step(name), new_step("idm")
+    _, *ratios = [seconds(both[0]) / seconds(both[1]) for _ in range(1 + pairs)]
+    return Time(name, round(median(ratios), 2))
+
+
+def brains() -> tuple[Tensor, Tensor]:
+    """Those that are trained on, and others; (N, 1, 16, 16, 16) in [0, 1]."""
+    source = open_source("phantom", volume=SIDE, subjects=BRAINS)
+    both = torch.stack([torch.as_tensor(volume) for volume in source])
+    return both[:TRAINED_ON], both[TRAINED_ON:]
+
+
+def train(name: str, seed: int) -> Row:
+    trained_on, others = brains()
+    step = new_step(name, seed)
+    network = step.network
 
     def batch() -> Tensor:
         return trained_on[torch.randint(len(trained_on), (BATCH,))]
 
-    training = Training(learning_rate=LEARNING_RATE, anneal_steps=STEPS, seed=seed)
-    step = TrainingStep(network, work, training)
     for _ in range(STEPS - 1):
         step(batch())
     probe = StepProbe(network, step.optimizer, "cpu")
@@ -113,7 +158,8 @@ def train(name: str, seed: int) -> Row:
     network.eval()
     with torch.no_grad(), FlopCounterMode(display=False) as counted:
         network(others[:1], torch.tensor([TIMES[0]]))
-    errors = [error(step, others, t) for t in TIMES]
+    denoise = denoiser(network, step.work, torch.device("cpu"))
+    errors = [error(denoise, step.diffusion, others, t) for t in TIMES]
     return Row(
         name, seed, round(counted.get_total_flops() / 1e9, 2),
         round(sum(p.numel() for p in network.parameters()) / 1e3), peak,
@@ -122,12 +168,12 @@ def train(name: str, seed: int) -> Row:
 
 
 @torch.no_grad()
-def error(step: TrainingStep, brains: Tensor, time: int) -> float:
+def error(denoise: Denoiser, diffusion: Diffusion, volumes: Tensor, time: int) -> float:
     """ε-MSE at one t; the noise is the same for every network."""
-    t = torch.full((len(brains),), time)
-    eps = torch.randn(brains.shape, generator=torch.Generator().manual_seed(time))
-    x_t = step.diffusion.q_sample(step.diffusion.scale_in(brains), t, eps)
-    return (step.network(x_t, t) - eps).square().mean().item()
+    t = torch.full((len(volumes),), time)
+    eps = torch.randn(volumes.shape, generator=torch.Generator().manual_seed(time))
+    x_t = diffusion.q_sample(diffusion.scale_in(volumes), t, eps)
+    return (denoise(x_t, t) - eps).square().mean().item()
 
 
 def read() -> dict[tuple[str, int], Row]:
@@ -137,6 +183,7 @@ def read() -> dict[tuple[str, int], Row]:
 def grid(rows: list[Row]) -> Grid:
     """A line for each network, in the order of VARIATIONS, with its seeds."""
     seeds = sorted({row.seed for row in rows})
+    times = {row.network: f"{row.to_idm:.2f}" for row in read_rows(TIMES_TABLE, Time)}
     lines = []
     for name in VARIATIONS:
         own = {row.seed: row for row in rows if row.network == name}
@@ -145,7 +192,8 @@ def grid(rows: list[Row]) -> Grid:
         any_row = next(iter(own.values()))
         at_20 = [row.mse_t20 for row in own.values()]
         cells = (
-            name, f"{any_row.gflop_forward:.2f}", str(any_row.parameters_thousands),
+            name, f"{any_row.gflop_forward:.2f}", times.get(name, ""),
+            str(any_row.parameters_thousands),
             f"{any_row.peak_bytes / 2**20:.1f}",
             *(f"{own[seed].mse_mean_of_7:.3f}" if seed in own else "" for seed in seeds),
             f"{sum(row.mse_mean_of_7 for row in own.values()) / len(own):.3f}",
@@ -153,16 +201,43 @@ def grid(rows: list[Row]) -> Grid:
         )  # fmt: skip
         lines.append(tuple(map(Cell, cells)))
     columns = (
-        "network", "GFLOP", "parameters (k)", "peak (MiB)", *(f"seed {seed}" for seed in seeds),
-        "mean", "at t = 20",
+        "network", "GFLOP", "time", "parameters (k)", "peak (MiB)",
+        *(f"seed {seed}" for seed in seeds), "mean", "at t = 20",
     )  # fmt: skip
     return Grid("Small trainings", "ε-MSE, mean over 7 t", columns, tuple(lines))
 
 
+def grid_of_targets(rows: list[Row]) -> Grid:
+    """The networks that predict v, each below itself predicting ε: means over the seeds."""
+    alpha_bar = cosine_alpha_bar().tolist()
+
+    def line(name: str) -> tuple[Cell, ...]:
+        own = [row for row in rows if row.network == name]
+        errors = {t: fmean(getattr(row, f"mse_t{t}") for row in own) for t in (20, 500, *NOISY)}
+        of_volume = [math.sqrt(errors[t] * (1 / alpha_bar[t] - 1)) for t in NOISY]  # eq. (6)
+        numbers = [f"{each:.4f}" for each in errors.values()], [f"{each:.2f}" for each in of_volume]
+        return tuple(map(Cell, (name, *numbers[0], *numbers[1])))
+
+    both = [
+        each
+        for name in VARIATIONS
+        if name.endswith(PREDICTS_V)
+        for each in (name.removesuffix(PREDICTS_V), name)
+    ]
+    columns = (
+        "network", *(f"ε, t = {t:,}" for t in (20, 500, *NOISY)),
+        *(f"x₀, t = {t:,}" for t in NOISY),
+    )  # fmt: skip
+    caption = "mean squared error of ε, and root mean squared error of x₀, whose range is 2"
+    return Grid("What the network predicts", caption, columns, tuple(map(line, both)))
+
+
 def page(text: str, rows: list[Row]) -> str:
-    before, rest = text.split(BEGIN)
-    _, after = rest.split(END)
-    return f"{before}{BEGIN}\n\n{markdown(grid(rows))}\n{END}{after}"
+    for (begin, end), made in ((SMALL, grid(rows)), (TARGETS, grid_of_targets(rows))):
+        before, rest = text.split(begin)
+        _, after = rest.split(end)
+        text = f"{before}{begin}\n\n{markdown(made)}\n{end}{after}"
+    return text
 
 
 def main() -> None:
@@ -171,11 +246,15 @@ def main() -> None:
         "networks", nargs="*", metavar="NETWORK", help=f"of {', '.join(VARIATIONS)}"
     )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--times", action="store_true", help="measure those of a step of each")
     chosen = parser.parse_args()
     if unknown := set(chosen.networks) - VARIATIONS.keys():
         parser.error(f"no such network: {min(unknown)}; there are {', '.join(VARIATIONS)}")
     torch.set_num_threads(1)
     done = read()
+    if chosen.times:
+        trained = dict.fromkeys(network for network, _ in done if network in VARIATIONS)
+        write_rows(TIMES_TABLE, [time(name) for name in trained if PREDICTS_V not in name])
     for name in chosen.networks:
         for seed in chosen.seeds:
             if (name, seed) not in done:

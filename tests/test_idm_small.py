@@ -22,6 +22,23 @@ def test_idm_fine_learned_most_of_what_computes_no_more():
     assert all(mean(FINE) < mean(name) for name in others)
 
 
+def test_who_predicts_v_is_nearer_where_there_is_much_noise_and_further_where_there_is_little():
+    pairs = [name for name in idm_small.VARIATIONS if name.endswith(idm_small.PREDICTS_V)]
+    assert len(pairs) == 2
+    for name in pairs:
+        of_v = [row for row in ROWS if row.network == name]
+        of_eps = [row for row in ROWS if row.network == name.removesuffix(idm_small.PREDICTS_V)]
+        assert {row.seed for row in of_v} == {row.seed for row in of_eps} == {0, 1}
+        assert max(row.mse_t1900 for row in of_v) < min(row.mse_t1900 for row in of_eps)
+        assert min(row.mse_t20 for row in of_v) > max(row.mse_t20 for row in of_eps)
+
+
+def test_the_page_knows_how_far_the_mean_brain_is():
+    trained_on, others = idm_small.brains()
+    distance = 2 * (others - trained_on.mean(0)).square().mean().sqrt().item()  # in [−1, 1]
+    assert f"is {distance:.2f} from the others" in idm_small.PAGE.read_text(encoding="utf-8")
+
+
 def test_what_is_trained_is_the_network_of_the_row(monkeypatch):
     monkeypatch.setattr(idm_small, "STEPS", 2)
     (known,) = (row for row in ROWS if (row.network, row.seed) == (FINE, 0))

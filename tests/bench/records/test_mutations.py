@@ -24,7 +24,7 @@ RUNS = {
     "predicted": RESULTS / "reference" / "equal",
     "scale": RESULTS / "reference" / "scale",
     "fit": RESULTS / "reference" / "fit-24",
-    "quality": next((RESULTS / "quality" / "long").glob("*/")),
+    "quality": next((RESULTS / "quality" / "vtarget").glob("*/")),
 }
 
 
