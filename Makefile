@@ -103,6 +103,8 @@ reference-fine: $(VENV)/installed
 	    $(ON_CORE) 1 $(FINE) --models unet --match flops $(FINE_STEPS); wait
 	$(ON_CORE) 0 $(FINE) --models idm-fine $(FINE_TIME) & \
 	    $(ON_CORE) 1 $(FINE) --models unet --match flops $(FINE_TIME); wait
+	$(RUN) -m bench sample $$(dirname $$(grep -l ^idm-fine $(MADE)/quality/fine-time/*/trained.csv)) \
+	    --seeds 0 --samples 8 --batch-size 8 --out $(MADE)/quality/fine-noise
 	$(ON_CORE) 0 $(FINE) --models idm-fine $(V_TARGET)
 	{ $(ON_CORE) 0 $(FINE) --models idm-fine idm-stored $(FINE_MEMORY); \
 	    $(ON_CORE) 0 $(FINE) --models unet --budget 2GiB $(FINE_MEMORY); } & \
@@ -112,7 +114,7 @@ reference-fine: $(VENV)/installed
 	    --models idm-fine idm-fine-stored idm idm-stored revunet iunet patchddm & \
 	    { $(ON_CORE) 1 $(FINE) --models unet unet-attention --match flops $(BUDGET); \
 	    $(ON_CORE) 1 $(FINE) --models unet revunet iunet --budget 1GiB $(BUDGET); }; wait
-	$(call keep,fine-steps fine-time fine-memory budget vtarget)
+	$(call keep,fine-steps fine-time fine-memory budget vtarget,fine-noise)
 
 # What only a card can say: predictions beside measurements, the cost of training, how it cools. At
 # most 8 minutes on an H100: each part ends in time, and leaves what it has.

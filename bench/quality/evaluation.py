@@ -55,10 +55,12 @@ def evaluate(
     """
 
     def tell(what: str) -> Callable[[float], None]:
+        show = events.progress(what)
+
         def progress(share: float) -> None:
             if should_stop():
                 raise Stopped
-            events.stage(f"{what}: {share:.0%}")
+            show(share)
 
         return progress
 
