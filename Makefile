@@ -48,7 +48,7 @@ benchmarks: $(VENV)/installed
 MADE = build/results
 
 # What training costs: half an hour on two idle cores.
-ALL = --models unet checkpoint patchddm idm idm-lean idm-stored
+ALL = --models unet checkpoint patchddm idm idm-lean idm-stored idm-fine
 reference: $(VENV)/installed
 	rm -rf $(MADE)/reference
 	$(RUN) run_bench.py $(ALL) --preset small --minutes 1 --repeats 3 \
