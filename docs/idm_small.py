@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from statistics import fmean, median
 from time import perf_counter
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +32,7 @@ from bench.presets import PRESETS, Workload
 from bench.probes.cost import StepProbe
 from bench.report.grid import Cell, Grid, markdown
 from models.idm import IDM, resampling
+from models.idm.coupling import ActivatedConvolution, AdditiveCoupling, ConvolutionBlock
 
 from .rows import read_rows, write_rows
 
@@ -46,8 +48,67 @@ WITHOUT_ATTENTION = (
     (3, 2, 2), (3, 3, 2), (4, 1, 1), (4, 2, 1), (4, 2, 2), (6, 2, 2), (6, 4, 2), (8, 2, 2),
 )  # fmt: skip
 """Couplings of a branch, level by level, finest first."""
+FINE: dict[str, Any] = {"couplings": (4, 2, 1), "attention_levels": 0}
 TIMES = (20, 100, 250, 500, 1000, 1500, 1900)
 NOISY = (1000, 1500, 1900)
+
+
+class AffineCoupling(nn.Module):
+    """x_b ⊙ 2^tanh(s) + F(x_a): a scale between 1/2 and 2 (Dinh et al. 2017, arXiv:1605.08803).
+
+    One network gives s and F. Without a `rewind`, it is inverted first and computed again after.
+    """
+
+    def __init__(self, channels: int, changes: int) -> None:
+        super().__init__()
+        self.first = ActivatedConvolution(channels, channels)
+        self.second = ActivatedConvolution(channels, 2 * channels)
+        nn.init.zeros_(self.second.weight)
+        self.changes = changes
+
+    def forward(self, x1: Tensor, x2: Tensor) -> tuple[Tensor, Tensor]:
+        x = [x1, x2]
+        factor, shift = self.terms(x[1 - self.changes])
+        x[self.changes] = x[self.changes] * factor + shift
+        return x[0], x[1]
+
+    def inverse(self, y1: Tensor, y2: Tensor) -> tuple[Tensor, Tensor]:
+        y = [y1, y2]
+        factor, shift = self.terms(y[1 - self.changes])
+        y[self.changes] = (y[self.changes] - shift) / factor
+        return y[0], y[1]
+
+    def terms(self, a: Tensor) -> tuple[Tensor, Tensor]:
+        scale, shift = self.second(self.first(a)).chunk(2, 1)
+        return torch.exp2(scale.tanh()), shift
+
+
+def with_affine_couplings(**options: Any) -> IDM:
+    network = IDM(channels=CHANNELS, **options)
+    for name, layer in network.body.items():
+        if isinstance(layer, AdditiveCoupling):
+            width = len(layer.function.first.scale)
+            network.body[name] = AffineCoupling(width, layer.changes)
+    return network
+
+
+class NonlinearLift(nn.Module):
+    """A lift, and after it z + F(z) over all its channels. Its activations are stored."""
+
+    def __init__(self, lift: nn.Module, channels: int) -> None:
+        super().__init__()
+        self.lift, self.function = lift, ConvolutionBlock(channels)
+
+    def forward(self, x: Tensor, embedding: Tensor) -> tuple[Tensor, Tensor]:
+        z = torch.cat(self.lift(x, embedding), 1)
+        first, second = (z + self.function(z)).chunk(2, 1)
+        return first, second
+
+
+def with_nonlinear_lift(**options: Any) -> IDM:
+    network = IDM(channels=CHANNELS, **options)
+    network.lift = NonlinearLift(network.lift, CHANNELS[0])
+    return network
 
 
 def in_blocks_of(largest: int) -> IDM:
@@ -75,6 +136,10 @@ VARIATIONS: dict[str, Callable[[], nn.Module]] = {
         )
     },
     "mixing in blocks of 16": lambda: in_blocks_of(16),
+    "affine couplings": with_affine_couplings,
+    "affine couplings 4-2-1, no attention": partial(with_affine_couplings, **FINE),
+    "non-linear lift": with_nonlinear_lift,
+    "non-linear lift, couplings 4-2-1, no attention": partial(with_nonlinear_lift, **FINE),
     "unet": lambda: unet.build(in_channels=1, channels=(8, 16, 32)),
 }
 PREDICTS_V = ", target v"

@@ -1,5 +1,10 @@
 """docs/idm.md: its table is that of the small trainings."""
 
+import copy
+
+import pytest
+import torch
+
 from docs import idm_small
 
 ROWS = list(idm_small.read().values())
@@ -46,3 +51,18 @@ def test_what_is_trained_is_the_network_of_the_row(monkeypatch):
     same = "gflop_forward", "parameters_thousands"
     assert [getattr(found, each) for each in same] == [getattr(known, each) for each in same]
     assert known.mse_mean_of_7 < found.mse_mean_of_7 < 2
+
+
+@pytest.mark.parametrize("make", [idm_small.with_affine_couplings, idm_small.with_nonlinear_lift])
+def test_what_the_page_tries_has_exact_gradients(make):
+    torch.manual_seed(0)
+    inverted = make()
+    for parameter in inverted.parameters():  # away from the start, where couplings do nothing
+        parameter.data += 0.02 * torch.randn_like(parameter)
+    stored = copy.deepcopy(inverted)
+    stored.backward = "stored"
+    x, t = torch.randn(2, 1, 8, 8, 8), torch.tensor([20, 1900])
+    for network in (inverted, stored):
+        network(x, t).square().mean().backward()
+    for one, other in zip(inverted.parameters(), stored.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad, rtol=1e-3, atol=1e-6)

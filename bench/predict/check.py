@@ -25,7 +25,7 @@ from ..records.files import IN_A_WHEEL, column_names, read_table, replace_file, 
 from ..records.folder import Run
 from ..records.rows import BaselinePeak
 from ..sizes import show_shape
-from .parallel import in_processes
+from .parallel import side_by_side
 from .peaks import say_assumed
 from .prediction import Prediction, predict_method
 
@@ -86,8 +86,7 @@ def run_check(command: CheckCommand, console: Console) -> int:
         if not keys:
             raise UserError(f"--run {command.run}: has no ok trial of a row of {path}")
     else:
-        with console.status(f"{len(keys)} predictions"):
-            peaks = predict_peaks(keys)
+        peaks = predict_peaks(keys, console)
         differences = [compare(baseline[peak.key], peak) for peak in peaks]
         check_versions(baseline, differences, path, console)
     return _report(differences, baseline, tolerance, console)
@@ -117,11 +116,12 @@ def compare_measured(before: Peak, now: pd.Series) -> Difference:
     return Difference(before.key, grown, f"{part} {by:+,} bytes; a run does not record layers")
 
 
-def predict_peaks(keys: Sequence[Key]) -> list[Peak]:
+def predict_peaks(keys: Sequence[Key], console: Console) -> list[Peak]:
     """Each workload once, however many presets give it to a method."""
     works = {key: METHODS[key[1]].workload(key[0]) for key in keys}
     distinct = list(dict.fromkeys((method, works[preset, method]) for preset, method in keys))
-    found = dict(zip(distinct, in_processes(predict_workload, distinct), strict=True))
+    made = side_by_side(predict_workload, distinct, console, "Predicting")
+    found = dict(zip(distinct, made, strict=True))
     return [make_peak(key, works[key], found[key[1], works[key]]) for key in keys]
 
 
@@ -279,8 +279,7 @@ def _update(command: CheckCommand, path: Path, console: Console) -> int:
     kept: dict[Key, Peak] = {}
     if (command.models or command.presets) and path.exists():
         kept = read_baseline(path)  # only what was named is made anew
-    with console.status(f"{len(keys)} predictions"):
-        peaks = kept | {peak.key: peak for peak in predict_peaks(keys)}
+    peaks = kept | {peak.key: peak for peak in predict_peaks(keys, console)}
     write_baseline(path, peaks.values())
     say(console, f"{path}: {len(keys)} rows, torch {torch_version()}")
     say_assumed([METHODS[method] for _, method in keys], console)

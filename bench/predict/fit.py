@@ -18,7 +18,7 @@ from ..sizes import Shape, parse_size, show_shape, show_size, show_volume
 from .alloc_conf import AllocConf, alloc_conf_text, parse_alloc_conf
 from .cluster import in_words, refuse_what_cannot_be, spread_columns
 from .gpus import find_gpu
-from .parallel import in_processes
+from .parallel import side_by_side
 from .peaks import NOT_MODELLED, check_drawing, open_folder, refusals_in_a_line, say_assumed
 from .prediction import Prediction, predict_method, seen_whole
 from .search import largest_that_fits
@@ -87,8 +87,7 @@ def run_fit(command: FitCommand, console: Console) -> int:
     for why in refused:
         say(console, f"Left out: {why}")
     open_folder(command.out)
-    with console.status("Predicting"):
-        fits = list(in_processes(answer, questions))
+    fits = side_by_side(answer, questions, console, "Searching, method by method")
     kept = f"{show_size(margin)} kept free" + in_words(command.gpus, command.shard)
     console.print(for_terminal(_grid(fits, memory, kept)))
     path = command.out / "fit.csv"

@@ -7,6 +7,9 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
 
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
 from ..errors import UserError
 from ..harness.process import die_with_parent
 
@@ -14,20 +17,46 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def in_processes(function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
+def side_by_side(
+    function: Callable[[Item], Result], items: Sequence[Item], console: Console, title: str
+) -> list[Result]:
+    """As `in_processes`, while a bar counts those that are done."""
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+    )  # fmt: skip
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task(title, total=len(items))
+        return list(in_processes(function, items, lambda: progress.advance(task)))
+
+
+def in_processes(
+    function: Callable[[Item], Result],
+    items: Sequence[Item],
+    done: Callable[[], None] = lambda: None,
+) -> Iterator[Result]:
     """`map`, with a process per core; results in order. Importing torch in each takes seconds.
 
-    UserError where one of them was killed.
+    `done` is called as soon as an item is, in whatever order. UserError where a process was killed.
     """
     workers = min(len(items), _cores())
     if workers <= 1:
-        yield from map(function, items)
+        for item in items:
+            yield function(item)
+            done()
         return
     context = multiprocessing.get_context("spawn")  # a forked torch may hang in its thread pools
     parent = (os.getpid(),)
     try:
         with ProcessPoolExecutor(workers, context, die_with_parent, parent) as pool:
-            yield from pool.map(function, items)
+            futures = [pool.submit(function, item) for item in items]
+            for future in futures:
+                future.add_done_callback(lambda _: done())
+            try:
+                for future in futures:
+                    yield future.result()
+            finally:
+                for future in futures:
+                    future.cancel()
     except BrokenProcessPool:
         raise UserError(
             f"one of the {workers} processes that predict was ended from outside, perhaps by the "

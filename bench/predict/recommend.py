@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass, replace
 
 import pandas as pd
 from rich.console import Console
-from rich.progress import Progress
 
 from ..commands import RecommendCommand
 from ..ddpm.technique import KINDS
@@ -25,7 +24,7 @@ from ..sizes import GIB, parse_size, show_shape, show_size
 from .cluster import refuse_what_cannot_be
 from .fit import EXPANDABLE, STAR, Question, answer
 from .gpus import Gpu, find_gpu
-from .parallel import in_processes
+from .parallel import side_by_side
 from .peaks import NOT_MODELLED, open_folder, say_assumed
 from .prediction import WORTH_SAYING, Prediction, predict_method, seen_whole
 
@@ -74,12 +73,7 @@ def run_recommend(command: RecommendCommand, console: Console) -> int:
     if not ways:
         raise UserError("no network can do this; the lines above say why (--pad may help)")
     open_folder(command.out)
-    rows = []
-    with Progress(console=console, transient=True) as progress:
-        task = progress.add_task(f"Predicting {len(ways)} ways", total=len(ways))
-        for row in in_processes(predict_way, ways):
-            rows.append(row)
-            progress.advance(task)
+    rows = side_by_side(predict_way, ways, console, "Predicting")
     rows.sort(key=lambda row: (KINDS.index(row.kind), not row.fits, row.step_time_bound_s or 0.0))
     best = next((row for row in rows if row.fits), None)
     lines = list(_in_words(rows, best, command, overrides, limit))

@@ -17,7 +17,7 @@ from ..records.rows import Point, Slope, setting_columns
 from ..report.grid import Cell, Grid, for_terminal
 from ..sizes import show_size
 from .cluster import in_words, refuse_what_cannot_be, spread_columns
-from .parallel import in_processes
+from .parallel import side_by_side
 from .peaks import open_folder, refusals_in_a_line, say_assumed
 from .prediction import predict_method
 
@@ -40,8 +40,7 @@ def run_scale(command: ScaleCommand, console: Console) -> int:
         for axis in AXES
         for value, work in sweep(method.name, axis, command)
     ]
-    with console.status(f"{len(jobs)} predictions"):
-        points = list(in_processes(predict_point, jobs))
+    points = side_by_side(predict_point, jobs, console, "Predicting")
     slopes = fit_slopes(points)
     paths = [command.out / "scale.csv", command.out / "scale_slopes.csv"]
     write_rows(paths[0], Point, points)

@@ -15,7 +15,6 @@ from ..errors import UserError
 from ..methods import METHODS
 from ..predict import Device, predict_method
 from ..predict.fake import FaithfulFakeMode, faking
-from ..predict.parallel import in_processes
 from ..predict.search import largest_that_fits
 from ..presets import Workload
 from ..sizes import show_size
@@ -47,12 +46,8 @@ class Width:
     """Of the next wider network, which does not fit."""
 
 
-def choose_widths(questions: Sequence[Question]) -> list[Width]:
-    """One for each; UserError where not even the narrowest network fits."""
-    return list(in_processes(widest, questions))
-
-
 def widest(question: Question) -> Width:
+    """UserError where not even the narrowest network fits."""
     method, work = METHODS[question.method], question.work
     step = width_step(question)
 

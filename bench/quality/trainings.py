@@ -22,6 +22,7 @@ from ..harness import planning
 from ..harness.console import ConsoleDisplay, say
 from ..harness.launcher import Launcher
 from ..harness.planning import Chosen
+from ..predict.parallel import side_by_side
 from ..presets import Sampler, Workload, check_guidance
 from ..probes.energy import check_country
 from ..records.folder import QualityRun
@@ -29,7 +30,7 @@ from ..report.figure2 import write_figure2
 from ..report.grid import Cell, Grid
 from ..report.write import write_report
 from ..sizes import Shape, parse_size, show_size
-from .budget import Question, choose_widths
+from .budget import Question, widest
 from .evaluation import pictures
 from .plan import TrainingPlan
 from .recorder import TrainingRecorder
@@ -132,10 +133,8 @@ class Trainings(Launcher[QualityCommand, TrainingPlan, QualityRun]):
     def _within(self, limit: int, device: Any, chosen: Chosen) -> tuple[Chosen, list[int | None]]:
         """Each method as wide as fits, and its predicted peak; said to the person, too."""
         title = f"Looking for the widest networks that train in {show_size(limit)}"
-        with self.console.status(title):
-            widths = choose_widths(
-                [Question(method.name, work, device, limit) for method, work in chosen]
-            )
+        questions = [Question(method.name, work, device, limit) for method, work in chosen]
+        widths = side_by_side(widest, questions, self.console, title)
         for (method, _), width in zip(chosen, widths, strict=True):
             channels, wider = (
                 " ".join(map(str, each)) for each in (width.channels, width.next_channels)

@@ -22,7 +22,7 @@ from ..harness.runner import Recorder, run_all
 from ..methods import METHODS, preset_changes
 from ..predict.alloc_conf import alloc_conf_text, parse_alloc_conf
 from ..predict.attention import CAPABILITY, of_capability
-from ..predict.parallel import in_processes
+from ..predict.parallel import side_by_side
 from ..predict.prediction import predict_method
 from ..probes.nvml import Card, CardUnavailable
 from ..records.files import read_table, write_rows
@@ -115,8 +115,7 @@ def run_validate(command: ValidateCommand, console: Console) -> int:
     plans = make_plans(command)
     card = card_to_cool(command, plans[0].device)
     parse_alloc_conf(alloc_conf_text(None))
-    with console.status(f"{len(plans)} predictions"):
-        predicted = list(in_processes(predict_plan, plans))
+    predicted = side_by_side(predict_plan, plans, console, "Predicting")
     run = ValidationRun.create(command.out, plans[0].preset)
     with run.locked():
         run.write_environment(describe_environment(sys.argv, plans))

@@ -8,7 +8,7 @@ from bench.errors import UserError
 from bench.methods import METHODS
 from bench.predict import predict_method
 from bench.presets import Workload
-from bench.quality.budget import Question, choose_widths, scale, widest, width_step
+from bench.quality.budget import Question, scale, widest, width_step
 from tests.related import slow_unless_form
 
 MIB = 2**20
@@ -62,5 +62,5 @@ def test_scale_keeps_the_ratio():
 
 def test_too_little_for_anything():
     with pytest.raises(UserError, match=r"not enough for idm, which needs .* channels 8 16") as no:
-        choose_widths([Question("idm", work(8, 16), "cpu", 1000)])
+        widest(Question("idm", work(8, 16), "cpu", 1000))
     assert "\n" not in str(no.value)
