@@ -69,7 +69,7 @@ def test_todays_prediction_is_what_the_card_measured(row):
     assert row["measured_allocated_bytes"] == pytest.approx(allocated, rel=0.01)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_the_page_shows_the_files():
     text = cards.PAGE.read_text(encoding="utf-8")
     assert cards.page(text) == text, "python -m docs.cards makes the tables anew"

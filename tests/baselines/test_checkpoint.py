@@ -46,7 +46,9 @@ def test_is_the_same_network():
 
 @pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
 @pytest.mark.parametrize("kind", [unet, patchddm], ids=["unet", "patchddm"])
-@pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
+@pytest.mark.parametrize(
+    "bf16", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["fp32", "bf16"]
+)
 def test_gives_the_same_output_and_gradients(bf16, kind, way):
     outputs, gradients = [], []
     for network in map(nudge, pair(kind, **way)):

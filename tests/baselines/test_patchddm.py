@@ -44,9 +44,9 @@ def test_a_decoder_block_reads_the_mean_of_its_input_and_the_latest_skip():
 @pytest.mark.parametrize(
     ("shape", "bf16", "gib"),
     [
-        pytest.param((1, 1, 128, 128, 128), True, 7.63, id="published"),
+        pytest.param((1, 1, 128, 128, 128), True, 7.63, id="published", marks=pytest.mark.slow),
         pytest.param((1, 1, 64, 64, 64), False, 1_728_567_932 / 2**30, id="64-cubed"),
-        pytest.param((4, 1, 64, 64, 64), False, 5.63, id="equal"),
+        pytest.param((4, 1, 64, 64, 64), False, 5.63, id="equal", marks=pytest.mark.thorough),
     ],
 )
 def test_keeps_the_activations_of_the_authors_network(shape, bf16, gib):

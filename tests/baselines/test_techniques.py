@@ -43,8 +43,9 @@ def test_the_grid_is_as_wide_as_it_should_be():
 
 
 def pairs(grid: list[tuple[str, str]], *techniques: str) -> list[Any]:
-    """Of a grid; networks that differ from another one in a layer take longer than they tell."""
-    marks = {"unet-attention": pytest.mark.thorough, "idm-stored": pytest.mark.thorough}
+    """Of a grid: `unet` and `idm` every day; of networks like another one the least often."""
+    marks = dict.fromkeys(("patchddm", "idm-lean", "wdm"), pytest.mark.slow)
+    marks |= dict.fromkeys(("unet-attention", "idm-stored", "revunet"), pytest.mark.thorough)
     return [pytest.param(n, t, marks=marks.get(n, ())) for n, t in grid if t in techniques]
 
 
@@ -155,8 +156,10 @@ def test_a_patch_brings_the_places_of_its_voxels():
         torch.testing.assert_close(keywords["coordinates"], patch)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("budget", [1.0, 0.5])
+@pytest.mark.parametrize(
+    "budget",
+    [pytest.param(1.0, marks=pytest.mark.thorough), pytest.param(0.5, marks=pytest.mark.slow)],
+)
 def test_compiled_it_gives_the_same_gradients_and_stores_less(budget):
     """Of a network small enough to be compiled in seconds, by the default compiler."""
 

@@ -163,7 +163,7 @@ def test_predictions_of_boxes_depend_on_voxels_alone():
     assert one.flops_step == turned.flops_step == cube.flops_step
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_fit_scales_the_shape_that_was_asked_for():
     flags = replace(NARROW, volume=Shape("16x24x16"))
     fit = answer(Question("idm", "small", flags, 256 * 2**20))

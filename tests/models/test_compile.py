@@ -59,7 +59,7 @@ def test_with_stored_activations_the_whole_network_is_one_graph():
     assert counter.frame_count == 1
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_another_shape_compiles_once_more():
     net, reference = make(IDM)
     counter = CompileCounterWithBackend("eager")
@@ -80,7 +80,7 @@ def test_a_compiled_chain_of_any_layers():
     assert_same(grads_of(compiled, inputs(2)), grads_of(net, inputs(2)))
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_functions_inside_layers_are_compiled_as_a_whole():
     """F is what costs time; it is compiled for both of its evaluations."""
     net, reference = make(IDM)

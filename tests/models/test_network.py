@@ -93,7 +93,9 @@ def small():
     return cost_with_more_couplings(None)
 
 
-@pytest.mark.parametrize("level", range(4))
+@pytest.mark.parametrize(
+    "level", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 2)), 3]
+)
 def test_one_more_coupling_adds_no_activations(level, small):
     more = cost_with_more_couplings(level)
     assert more.parameters > small.parameters

@@ -225,7 +225,10 @@ def test_the_usage_names_the_command_that_was_typed(project: Project, command, s
     assert "run_bench.py" not in text
 
 
-@pytest.mark.parametrize("typed", [("idm-bench",), ("python", "-m", "idm_bench")])
+@pytest.mark.parametrize(
+    "typed",
+    [("idm-bench",), pytest.param(("python", "-m", "idm_bench"), marks=pytest.mark.thorough)],
+)
 def test_an_error_names_the_command_to_type(project: Project, typed):
     error = project.run(*typed, "predict", "--models", "nope", status=2).stderr
     assert error.startswith("error: --models nope: unknown method")

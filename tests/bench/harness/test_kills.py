@@ -171,7 +171,7 @@ def test_killed_until_it_is_through(tmp_path, name):
     print(f"{name}: {dict(kills)} kills in {rounds} runs")
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.parametrize("round_", range(-(-KILLS // 10)))
 def test_a_disk_that_is_too_small(tmp_path, round_):
     """It fills up in the cache, a table, a checkpoint or the report; with room, it goes on."""

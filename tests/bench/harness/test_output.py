@@ -27,8 +27,11 @@ SHELL = {
 }
 
 WHOLE = (
-    *(pytest.param(how, marks=pytest.mark.slow) for how in ("a full disk", "a reader that leaves")),
-    *(pytest.param(how, marks=pytest.mark.thorough) for how in ("closed, errors too", "POSIX")),
+    pytest.param("a full disk", marks=pytest.mark.slow),
+    *(
+        pytest.param(how, marks=pytest.mark.thorough)
+        for how in ("a reader that leaves", "closed, errors too", "POSIX")
+    ),
 )
 """The hardest of each kind, for whole benchmarks; `--help` meets all."""
 

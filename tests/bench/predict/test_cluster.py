@@ -277,7 +277,7 @@ def test_the_rows_of_predict_and_scale_say_so(tmp_path):
         run_scale(replace(scale, gpus=1), Console(file=page))
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_what_fits_a_card_is_of_its_share(tmp_path):
     command = FitCommand(memory="32MiB", margin="1MiB", **spread(tmp_path))
     assert run_fit(command, Console(file=StringIO())) == 0

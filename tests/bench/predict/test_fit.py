@@ -34,7 +34,7 @@ def needs(method, **overrides):
     return predicted(method, **overrides).cuda_pool.peak_allocated
 
 
-@pytest.mark.parametrize("method", ["idm", "patchddm"])
+@pytest.mark.parametrize("method", ["idm", pytest.param("patchddm", marks=pytest.mark.thorough)])
 def test_the_answer_fits_and_one_more_does_not(method):
     limit = 100 * 2**20
     fit = answer(Question(method, "small", NARROW, limit))
@@ -56,6 +56,7 @@ def test_the_answer_fits_and_one_more_does_not(method):
     assert not predicted(method, **larger).fits_cuda(limit, EXPANDABLE)
 
 
+@pytest.mark.thorough
 def test_what_can_be_drawn_is_more_than_what_trains():
     limit = 100 * 2**20
     method = METHODS["patchddm"]

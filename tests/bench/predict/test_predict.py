@@ -93,7 +93,7 @@ def assert_predicted(prediction, measured, changes):
     assert allocations(prediction.changes) == changes
 
 
-@pytest.mark.parametrize("name", METHOD_NAMES)
+@pytest.mark.parametrize("name", slow_if_related(METHOD_NAMES))
 def test_every_method_is_predicted_to_the_byte(name):
     """As PyTorch's own tracker sees it, alone, and our probe with and without its hooks."""
     step, volumes = trained_step(name, **SIZE)
@@ -464,7 +464,7 @@ def test_a_recomputed_layer_is_named_by_what_runs_again():
     assert any(name.endswith("conv1.conv") for name in made_in_backward)
 
 
-@pytest.mark.parametrize("name", METHOD_NAMES)
+@pytest.mark.parametrize("name", slow_if_related(METHOD_NAMES))
 def test_nearly_all_work_has_a_layer(name):
     """Forward, backward and recomputed alike; the rest belongs to the network as a whole."""
     prediction = predicted(name)

@@ -49,7 +49,7 @@ def assert_same_training(one: QualityRun, other: QualityRun, method: str) -> Non
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["idm", "idm-lean"])
+@pytest.mark.parametrize("method", ["idm", pytest.param("idm-lean", marks=pytest.mark.thorough)])
 def test_killed_by_sigkill(runs, method, tmp_path):
     """Its process is killed at step 5, and its last checkpoint is that of step 1 or 2."""
     whole, killed = runs
@@ -105,7 +105,7 @@ def test_stopped_and_gone_on_with(runs, method):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("after", [1, 2])
+@pytest.mark.parametrize("after", [1, pytest.param(2, marks=pytest.mark.thorough)])
 def test_stopped_before_the_latents_are_made(runs, after):
     """In the midst of the autoencoder's training, and at its end."""
     whole, stopped = runs
