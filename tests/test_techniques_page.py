@@ -61,6 +61,7 @@ def test_the_networks_are_those_of_the_registry():
     assert {*techniques.NETWORKS, *techniques.SEEN_IN_OTHERS} == set(METHODS.names)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("technique", techniques.ADDED)
 def test_with_idm_fine_goes_what_goes_with_idm(technique):
     for name, shown in techniques.SEEN_IN_OTHERS.items():

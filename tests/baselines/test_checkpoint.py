@@ -97,6 +97,7 @@ def test_a_copy_recomputes_with_its_own_parameters():
     assert all(parameter.grad is not None for parameter in twin.parameters())
 
 
+@pytest.mark.slow
 def test_what_each_way_keeps_and_computes_twice():
     """The finest level has most of what a U-Net stores: to recompute it whole saves less."""
     costs = {

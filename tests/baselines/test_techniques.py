@@ -43,8 +43,8 @@ def test_the_grid_is_as_wide_as_it_should_be():
 
 
 def pairs(grid: list[tuple[str, str]], *techniques: str) -> list[Any]:
-    """Of a grid: `unet` and `idm` every day; of networks like another one the least often."""
-    marks = dict.fromkeys(("patchddm", "idm-lean", "wdm"), pytest.mark.slow)
+    """Of a grid: `unet` every day; networks that are like another one the least often."""
+    marks = dict.fromkeys(("patchddm", "idm", "idm-lean", "wdm"), pytest.mark.slow)
     marks |= dict.fromkeys(("unet-attention", "idm-stored", "revunet"), pytest.mark.thorough)
     return [pytest.param(n, t, marks=marks.get(n, ())) for n, t in grid if t in techniques]
 

@@ -86,7 +86,10 @@ def test_the_largest_skip_is_not_kept():
     assert peaks[0] < 0.75 * peaks[1]
 
 
-@pytest.mark.parametrize(("channels", "sliced"), [((112, 224), False), ((128, 256), True)])
+@pytest.mark.parametrize(
+    ("channels", "sliced"),
+    [pytest.param((112, 224), False, marks=pytest.mark.thorough), ((128, 256), True)],
+)
 def test_slices_are_taken_where_they_save(channels, sliced):
     """F of 56 channels has norms of 2 groups, so at most 2 slices; of 64 it has 8."""
 

@@ -68,7 +68,10 @@ NAMES = slow_if_related(METHODS)
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("batch", [1, 2, 3])
+@pytest.mark.parametrize(
+    "batch",
+    [pytest.param(1, marks=pytest.mark.thorough), 2, pytest.param(3, marks=pytest.mark.slow)],
+)
 def test_both_counts_of_every_method_agree(name, batch):
     network, (x_t, t) = built(name), inputs(name, batch)
     with torch.no_grad(), Norms() as norms, Dispatched() as dispatched:
