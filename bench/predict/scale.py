@@ -46,10 +46,10 @@ def run_scale(command: ScaleCommand, console: Console) -> int:
     write_rows(paths[0], Point, points)
     write_rows(paths[1], Slope, slopes)
 
-    from ..report.scaling import write_scaling
+    from ..report.scaling import draw_scaling
 
     points_table, slopes_table = read_table(paths[0], Point), read_table(paths[1], Slope)
-    paths += write_scaling(points_table, slopes_table, command.out)
+    paths += draw_scaling(points_table, slopes_table).save(command.out)
     console.print(for_terminal(_grid(slopes, in_words(*spread))))
     say_assumed(methods, console)
     for path in paths:

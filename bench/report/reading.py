@@ -13,6 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, get_args
 
+import numpy as np
 import pandas as pd
 
 from ..errors import UserError
@@ -201,8 +202,14 @@ def _read_groups(run: Run, name: str, evidence: Evidence) -> Iterator[Group]:
         else:
             say(f"environment.json: {_after_path(error)}; machine and versions are not known")
     evidence.environments[name] = environment
-    for trial in _missing_trials(environment, records):
-        say(f"{trial} is planned but not recorded: the run is not finished")
+    places = {trial: place for place, trial in enumerate(_planned(environment))}
+    there = list(zip(records["method"], records["repeat"], strict=True))
+    for method, repeat in sorted(places.keys() - set(there), key=places.__getitem__):
+        say(f"{one_line(method)}, repeat {repeat}, is planned but not recorded: the run is not "
+            "finished")  # fmt: skip
+    # What a resumed run made good stands last in the file, but the first method is compared with.
+    order = np.argsort([places.get(trial, len(places)) for trial in there], kind="stable")
+    records = records.iloc[order]
     if _at(environment, "git", "dirty") is True:
         say("made with changes that are in no commit")
     try:
@@ -297,13 +304,13 @@ def _known(value: object) -> str:
     return "not recorded" if value is None else one_line(value)
 
 
-def _missing_trials(environment: dict[str, Any], records: pd.DataFrame) -> Iterator[str]:
-    there = set(zip(records["method"], records["repeat"], strict=True))
+def _planned(environment: dict[str, Any]) -> Iterator[tuple[str, int]]:
+    """Method and repeat of each trial, of a file that may say anything."""
     planned = environment.get("trials")
     for trial in planned if isinstance(planned, list) else []:
         method, repeat = _at(trial, "method"), _at(trial, "repeat")
-        if isinstance(method, str) and isinstance(repeat, int) and (method, repeat) not in there:
-            yield f"{one_line(method)}, repeat {repeat},"
+        if isinstance(method, str) and isinstance(repeat, int):
+            yield method, repeat
 
 
 def _free_name(name: str, taken: dict[str, Path]) -> str:

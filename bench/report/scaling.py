@@ -1,7 +1,5 @@
 """Peak memory against depth, volume and batch, each line with its slope."""
 
-from pathlib import Path
-
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -18,15 +16,15 @@ PANELS = {
 
 
 @styled()
-def write_scaling(points: pd.DataFrame, slopes: pd.DataFrame, out: Path) -> list[Path]:
-    """`scale.png` and `.pdf` from the rows of `scale.csv` and `scale_slopes.csv`."""
+def draw_scaling(points: pd.DataFrame, slopes: pd.DataFrame) -> Picture:
+    """From the rows of `scale.csv` and `scale_slopes.csv`."""
     methods = list(dict.fromkeys(points["method"]))
     figure = Figure(figsize=(10.2, 3.7))
     for axes, axis in zip(figure.subplots(1, 3), PANELS, strict=True):
         _draw(axes, axis, points[points["axis"] == axis], slopes, methods)
     handles, labels = figure.axes[1].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper left", ncols=len(labels), fontsize=8)
-    return Picture("scale", "Peak memory against depth, volume and batch", "", "", figure).save(out)
+    return Picture("scale", "Peak memory against depth, volume and batch", "", "", figure)
 
 
 def _draw(
@@ -56,7 +54,8 @@ def _label_ends(axes: Axes, ends: list[tuple[float, float, str, str, str]]) -> N
     """The slope of each line at its end, moved apart where lines end close together."""
     if not ends:
         return
-    gap = 0.055 * axes.get_ylim()[1]
+    lines = 1 + max(text.count("\n") for _, _, text, *_ in ends)
+    gap = (0.01 + 0.045 * lines) * axes.get_ylim()[1]
     furthest = max(x for _, x, *_ in ends)
     at = float("-inf")
     for y, x, text, colour, method in sorted(ends):

@@ -39,6 +39,20 @@ def test_one_run_is_one_group_without_complaint(paper_run):
     assert len(group.samples) == 25 * len(group.records)
 
 
+def test_methods_stand_in_the_order_of_the_plan_whatever_was_made_good_last(tmp_path: Path):
+    """A trial that a resumed run repeats is its last row: ratios were to another method, then."""
+    trials = [{"method": name, "repeat": 1} for name in ("unet", "idm", "checkpoint")]
+    run = write_run(
+        tmp_path / "run",
+        [record("idm"), record("unet")],
+        environment={**ENVIRONMENT, "trials": trials},
+    )
+    evidence = read_evidence([run.folder])
+    assert evidence.groups[0].methods == ["unet", "idm"]
+    (missing,) = evidence.problems
+    assert "checkpoint, repeat 1, is planned but not recorded" in missing
+
+
 def test_predicted_and_measured_are_kept_apart(paper_run, tmp_path: Path):
     other = write_run(tmp_path / "predicted", [predicted(method) for method in METHODS])
     groups = read_evidence([paper_run.folder, other.folder]).groups
