@@ -62,7 +62,7 @@ reference: $(VENV)/installed
 	for size in 8 16 24; do \
 	    $(RUN) -m bench fit $(ALL) --memory $${size}GiB --out $(MADE)/reference/fit-$$size || true; \
 	done
-# More than 24 GiB hold hundreds of idm-lean's volumes, which it takes one by one: an hour to predict.
+# More than 24 GiB hold hundreds of idm-lean's volumes, predicted one by one: most of an hour.
 	for size in 40 80; do $(RUN) -m bench fit $(filter-out idm-lean,$(ALL)) \
 	    --memory $${size}GiB --out $(MADE)/reference/fit-$$size || true; done
 	$(RUN) -m bench report $(MADE)/reference/*/ --out $(MADE)/reference

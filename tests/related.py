@@ -1,6 +1,6 @@
 """Methods of parts that others here have, too: not tested as often as those."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import pytest
@@ -20,6 +20,11 @@ def slow_if_related(names: Iterable[str]) -> list[Any]:
         else name
         for name in names
     ]  # fmt: skip
+
+
+def slow_but(everyday: Collection[str], names: Iterable[str]) -> list[Any]:
+    """Of `names`, `everyday` are so tested; the others are slow, or as forms of others thorough."""
+    return [*everyday, *slow_unless_form(name for name in names if name not in everyday)]
 
 
 def slow_unless_form(names: Iterable[str]) -> list[Any]:

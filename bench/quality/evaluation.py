@@ -27,6 +27,26 @@ class Stopped(Exception):
     """The person typed Ctrl-C: what is not done now, `--resume` does."""
 
 
+Tell = Callable[[str], Callable[[float], None]]
+"""Of what is done, by its name: a function that is told the share of it that is over."""
+
+
+def stoppable(events: Events, should_stop: Callable[[], bool]) -> Tell:
+    """What is told shows on the display, or raises `Stopped`."""
+
+    def tell(what: str) -> Callable[[float], None]:
+        show = events.progress(what)
+
+        def progress(share: float) -> None:
+            if should_stop():
+                raise Stopped
+            show(share)
+
+        return progress
+
+    return tell
+
+
 def evaluate(
     plan: TrainingPlan,
     network: nn.Module,
@@ -54,16 +74,7 @@ def evaluate(
         Stopped: it was.
     """
 
-    def tell(what: str) -> Callable[[float], None]:
-        show = events.progress(what)
-
-        def progress(share: float) -> None:
-            if should_stop():
-                raise Stopped
-            show(share)
-
-        return progress
-
+    tell = stoppable(events, should_stop)
     run = QualityRun(Path(plan.folder))
     device = torch.device(plan.device)
     modalities = plan.work.modality

@@ -37,7 +37,7 @@ from ..records.rows import Energy, Learning, Measurement
 from .autoencoder import SHARE, AutoencoderStep
 from .checkpoint import Checkpoint, Progress
 from .ema import Ema
-from .evaluation import Stopped, evaluate
+from .evaluation import Stopped, evaluate, stoppable
 from .plan import TrainingPlan
 from .tensorboard_log import CurveLog
 from .validation import Validation
@@ -57,8 +57,8 @@ def run(
         events.found(warnings=known_problems(plan.work.precision, torch.__version__, cudnn))
     events.found(device_name=device_name(device))
     events.stage("building the network")
-    trainer = Trainer(plan, device, events)
-    trainer.train(should_stop)
+    trainer = Trainer(plan, device, events, should_stop)
+    trainer.train()
     if trainer.is_over:
         with trainer.ema.applied(), suppress(Stopped):
             evaluate(
@@ -105,8 +105,15 @@ class Stage:
 class Trainer:
     """A training in progress."""
 
-    def __init__(self, plan: TrainingPlan, device: torch.device, events: Events) -> None:
+    def __init__(
+        self,
+        plan: TrainingPlan,
+        device: torch.device,
+        events: Events,
+        should_stop: Callable[[], bool],
+    ) -> None:
         self.plan, self.device, self.events = plan, device, events
+        self.should_stop, self.tell = should_stop, stoppable(events, should_stop)
         self.run = QualityRun(Path(plan.folder))
         self.volumes = self.seen = load(Path(plan.volumes))
         self.drawn = as_drawn(self.volumes, plan.work)
@@ -141,8 +148,13 @@ class Trainer:
     @property
     def steps(self) -> int:
         """Done, of the autoencoder and of the network."""
-        before = self.first.progress.step if self.first and self.stage is self.main else 0
+        before = self._steps_before if self.stage is self.main else 0
         return before + self.stage.progress.step
+
+    @property
+    def _steps_before(self) -> int:
+        """Of the autoencoder."""
+        return 0 if self.first is None else self.first.progress.step
 
     @property
     def fraction(self) -> float:
@@ -160,13 +172,16 @@ class Trainer:
         own = (self.fraction - stage.begin) / (stage.end - stage.begin)
         return learning_rate(stage.step.training, min(1.0, own))
 
-    def train(self, should_stop: Callable[[], bool]) -> None:
-        """To the end, or until it should stop; a checkpoint is there in either case."""
+    def train(self) -> None:
+        """To the end, or until it should stop; a checkpoint of the last step is there, then."""
+        with suppress(Stopped):
+            self._train()
+        self._report()
+
+    def _train(self) -> None:
         if self.first is not None:
             self.events.stage("training the autoencoder")
-            if self._train_stage(should_stop):
-                self._report()
-                return
+            self._train_stage()
             self._encode(self.first)
         self.events.stage("training")
         plan, known = self.plan, self.seen if self.first else self.drawn
@@ -176,18 +191,20 @@ class Trainer:
         )  # fmt: skip
         if self.main.progress.step == 0:
             self._validate()
-        self._train_stage(should_stop)
-        self._report()
+        elif self._validation_is_due:  # the one in which it was stopped
+            self._validate()
+            self.main.checkpoint.write(self.main.progress)
+        self._train_stage()
 
-    def _train_stage(self, should_stop: Callable[[], bool]) -> bool:
-        """To the end of the present stage; whether it was stopped."""
-        stage, stopped = self.stage, False
+    def _train_stage(self) -> None:
+        """To the end of the present stage."""
+        stage = self.stage
         next_checkpoint = stage.progress.elapsed_s + self.plan.checkpoint_s
-        while not (self.fraction >= stage.end or stopped):
+        while self.fraction < stage.end:
             with self._metered(stage.progress):
                 while True:
                     self._take_step()
-                    stopped = should_stop()
+                    stopped = self.should_stop()
                     checkpoint_is_due = (
                         stopped
                         or self.fraction >= stage.end
@@ -195,12 +212,16 @@ class Trainer:
                     )
                     if checkpoint_is_due or self._validation_is_due:
                         break
-            if self._validation_is_due:
-                self._validate()
-            if checkpoint_is_due:
+            try:
+                if self._validation_is_due:
+                    self._validate()
+            except Stopped:
+                stopped = True
+            if checkpoint_is_due or stopped:
                 stage.checkpoint.write(stage.progress)
                 next_checkpoint = stage.progress.elapsed_s + self.plan.checkpoint_s
-        return stopped
+            if stopped:
+                raise Stopped
 
     def _encode(self, first: Stage) -> None:
         """From the autoencoder to the network: the latents of all that it trains and validates on.
@@ -219,7 +240,7 @@ class Trainer:
         with self._metered(main if is_new else replace(main)):
             self.seen = np.zeros(seen_shape(self.network, self.volumes.shape), np.float32)
             for name, members in (("training", self.plan.train), ("validation", self.plan.val)):
-                chosen, tell = list(members), self.events.progress(f"encoding {name} volumes")
+                chosen, tell = list(members), self.tell(f"encoding {name} volumes")
                 self.seen[chosen] = prepared(
                     self.network, self.plan.work, self.volumes[chosen], self.device, tell
                 )
@@ -269,16 +290,19 @@ class Trainer:
 
     @property
     def _validation_is_due(self) -> bool:
-        due = math.floor(self.fraction * self.plan.validations)
-        return self.stage is self.main and self.main.progress.validations < due
+        """After the last step of the network that was taken, or that a checkpoint has."""
+        main = self.main.progress
+        if not main.step:
+            return False
+        fraction = self.plan.window.fraction(self._steps_before + main.step, main.elapsed_s)
+        return main.validations < math.floor(fraction * self.plan.validations)
 
     def _validate(self) -> None:
         progress = self.main.progress
-        raw = averaged = self.validation(self.denoise, self.events.progress("validating"))
+        raw = averaged = self.validation(self.denoise, self.tell("validating"))
         if progress.step:  # before the first step the averages are the weights
             with self.ema.applied():
-                tell = self.events.progress("validating averaged weights")
-                averaged = self.validation(self.denoise, tell)
+                averaged = self.validation(self.denoise, self.tell("validating averaged weights"))
         progress.val_mse, progress.val_mse_ema = raw, averaged
         row = Learning(
             method=self.plan.method,
@@ -329,10 +353,13 @@ class Trainer:
     def _kept(self) -> int:
         """The step up to which points of the curve count, when it starts: that of the checkpoint.
 
-        -1 without one: then not even the point before the first step does.
+        The one before where that was stopped in its validation. -1 without a checkpoint: then not
+        even the point before the first step counts.
         """
-        before = 0 if self.first is None else self.first.progress.step
-        return before + self.main.progress.step if self.main.progress.step else -1
+        if not self.main.progress.step:
+            return -1
+        last = self._steps_before + self.main.progress.step
+        return last - 1 if self._validation_is_due else last
 
     def _open_energy(self) -> list[SampledProbe]:
         card = None

@@ -17,7 +17,7 @@ from bench.probes.cost import StepProbe
 from bench.probes.memory import tensors_in
 from bench.quality.evaluation import sampling_memory
 from bench.sizes import Shape
-from tests.related import slow_unless_form
+from tests.related import slow_but
 
 SLICES = Overrides(volume=(8, 16, 5), batch_size=2, channels=(8, 16), dims=2)
 OF_VOLUMES = ("patchddm", "wdm", "latent")
@@ -31,14 +31,14 @@ def step_on_slices(name):
 
 @pytest.mark.parametrize(
     "name",
-    [
-        *OFTEN,
-        *slow_unless_form(
+    slow_but(
+        OFTEN,
+        (
             name
             for name in (*METHODS, "unet+checkpoint-all+fused-backward", "idm+channels-last")
-            if name not in (*OFTEN, *OF_VOLUMES)
+            if name not in OF_VOLUMES
         ),
-    ],
+    ),
 )
 def test_a_step_on_slices_is_predicted_to_the_byte(name):
     work, step = step_on_slices(name)

@@ -22,7 +22,7 @@ from bench.predict.card import on_card
 from bench.predict.fake import FaithfulFakeMode, faking
 from bench.presets import Overrides
 from bench.probes.memory import Part
-from tests.related import slow_if_related
+from tests.related import slow_but
 
 POLICIES = (
     "LOWER_PRECISION_FP", "FP32", "FP32_SET_OPT_DTYPE", "DIFFERENT_REDISPATCH_SIGNATURE",
@@ -131,10 +131,8 @@ ATTENTION = (
 
 LAYING = ("aten.view.default", "aten.clone.default", "aten.transpose.int", "aten.permute.default")
 
-NAMES = slow_if_related(METHODS)
 
-
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", slow_but(("unet", "idm"), METHODS))
 def test_in_float32_a_method_runs_the_operators_of_a_cpu(name):
     """All but attention, whose kernel is another, and of which a CPU copies the result.
 

@@ -25,7 +25,7 @@ from bench.probes.cost import Phase, StepProbe
 from bench.probes.flops import forward_flops
 from bench.probes.memory import MemoryProbe, Part, tensors_in
 from bench.quality.evaluation import sampling_memory
-from tests.related import RELATED, slow_every, slow_if_related
+from tests.related import RELATED, slow_but, slow_every, slow_if_related
 
 METHOD_NAMES = list(METHODS)
 
@@ -145,7 +145,10 @@ GIVEN = Overrides(
 
 @pytest.mark.parametrize(
     "name",
-    slow_if_related(name for name in (*METHOD_NAMES, "idm+wavelet+patch") if name != "latent"),
+    slow_but(
+        ("unet", "idm"),
+        (name for name in (*METHOD_NAMES, "idm+wavelet+patch") if name != "latent"),
+    ),
 )
 def test_a_conditional_training_is_predicted_to_the_byte(name):
     """Masks, class labels, some dropped, another target; and FLOPs by both ways to count."""

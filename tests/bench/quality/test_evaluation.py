@@ -24,7 +24,8 @@ def test_a_stop_while_sampling_is_made_good_by_the_next_time(run, tmp_path):
 
     def stop() -> bool:
         stages.append(None)
-        return len(stages) > 12  # six steps, and then among scores and samples
+        # Four validations, 12 batches, but for the first twice; six steps; then, scoring.
+        return len(stages) > 12 + 3 * 24 + 6 + 6
 
     events = train(plan, should_stop=stop)
     assert any(event.get("name", "").startswith("scoring") for event in events)

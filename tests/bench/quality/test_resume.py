@@ -1,5 +1,6 @@
 """A training that was killed goes on as if nothing had happened, to the last bit."""
 
+import itertools
 import os
 import signal
 from dataclasses import replace
@@ -14,7 +15,7 @@ from bench.methods import METHODS
 from bench.presets import Workload
 from bench.records.folder import QualityRun
 from tests.bench.quality.trainings import Watcher, losses, run_trainings, tiny_plan, train
-from tests.related import slow_unless_form
+from tests.related import slow_but
 
 EVERYDAY = ("patchddm",)
 """A generator and an optimizer of their own."""
@@ -79,13 +80,7 @@ def test_killed_by_sigkill(runs, method, tmp_path):
     assert_same_training(whole, killed, method)
 
 
-@pytest.mark.parametrize(
-    "method",
-    [
-        *EVERYDAY,
-        *slow_unless_form(method for method in METHODS if method not in EVERYDAY),
-    ],
-)
+@pytest.mark.parametrize("method", slow_but(EVERYDAY, METHODS))
 def test_stopped_and_gone_on_with(runs, method):
     """As after Ctrl-C; the patches of patchddm come from a generator of their own."""
     whole, stopped = runs
@@ -102,6 +97,29 @@ def test_stopped_and_gone_on_with(runs, method):
     found |= losses(train(plan))
     assert found == expected
     assert_same_training(whole, stopped, method)
+
+
+@pytest.mark.parametrize(
+    ("asked", "steps"),
+    [pytest.param(5, 0, id="before the first step"), pytest.param(2 + 12 + 5, 2, id="raw"),
+     pytest.param(2 + 12 + 12 + 5, 2, id="averaged")],
+)  # fmt: skip
+def test_stopped_in_the_midst_of_a_validation(runs, asked, steps):
+    """It went on to the end of the validation: minutes, of large volumes. It is made good."""
+    whole, stopped = runs
+    plan = tiny_plan(whole)
+    expected = losses(train(plan))
+    plan = replace(plan, folder=str(stopped.folder))
+    questions = itertools.count(1)
+    found = losses(train(plan, should_stop=lambda: next(questions) >= asked))
+    assert list(found) == list(range(1, steps + 1))
+    assert stopped.learning()["step"].tolist() == [0][:steps]
+    assert stopped.checkpoint("idm", 0).exists() == (steps > 0)
+
+    cut = losses(train(plan, stop_after=1))  # what was left out comes first
+    assert stopped.learning()["step"].tolist() == [0, 2][: 1 + steps]
+    assert found | cut | losses(train(plan)) == expected
+    assert_same_training(whole, stopped, "idm")
 
 
 @pytest.mark.slow
