@@ -44,9 +44,12 @@ def test_the_grid_is_as_wide_as_it_should_be():
 
 def pairs(grid: list[tuple[str, str]], *techniques: str) -> list[Any]:
     """Of a grid: `unet` every day; networks that are like another one the least often."""
-    marks = dict.fromkeys(("patchddm", "idm", "idm-lean", "wdm"), pytest.mark.slow)
-    marks |= dict.fromkeys(("unet-attention", "idm-stored", "revunet"), pytest.mark.thorough)
-    return [pytest.param(n, t, marks=marks.get(n, ())) for n, t in grid if t in techniques]
+    marks = {"unet": (), "idm": pytest.mark.slow, "idm-lean": pytest.mark.slow}
+    return [
+        pytest.param(n, t, marks=marks.get(n, pytest.mark.thorough))
+        for n, t in grid
+        if t in techniques
+    ]
 
 
 def step_of(name: str, double: bool = False) -> TrainingStep:

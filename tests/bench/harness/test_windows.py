@@ -36,8 +36,6 @@ def test_predictions_and_reports_work(tmp_path):
     """They failed on fcntl and resource, though they need neither."""
     process = windows(
         ("predict", "--models", "idm", "--preset", "small", "--out", str(tmp_path / "predicted")),
-        ("fit", "--models", "idm", "--preset", "small", "--memory", "2GiB", "--out",
-         str(tmp_path / "fit")),
         ("check", "--presets", "small", "--models", "idm"),
         ("report", str(tmp_path / "predicted"), "--out", str(tmp_path / "page")),
         ("compare", str(tmp_path / "predicted"), str(tmp_path / "predicted")),

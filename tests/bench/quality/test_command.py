@@ -156,7 +156,7 @@ def test_nothing_that_is_finished_is_trained_again(finished, monkeypatch, capsys
 @pytest.mark.slow
 def test_a_run_killed_and_interrupted_has_the_curve_of_one_that_was_not(tmp_path):
     """The command itself gets SIGKILL, then, resumed, SIGINT, then runs to its end."""
-    arguments = ("--models", "idm-lean", "--steps", "16", "--validations", "8", *TINY)
+    arguments = ("--models", "idm-lean", "--steps", "12", "--validations", "6", *TINY)
     arguments += ("--checkpoint-minutes", "0.005", *FEW_SAMPLES)
     whole = quality(tmp_path, *arguments, "--out", str(tmp_path / "whole"))
     assert whole.wait() == 0
