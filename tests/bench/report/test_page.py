@@ -84,6 +84,17 @@ def test_the_verdict_comes_first(report: Path):
     assert "Peak memory, live (GiB)" in text
 
 
+def test_two_matches_of_a_preset_have_names_of_their_own(tmp_path: Path):
+    runs = [
+        write_run(tmp_path / str(match), [predicted(name, match=match) for name in METHODS])
+        for match in ("parameters", "flops")
+    ]
+    text = make(tmp_path / "out", *(run.folder for run in runs))
+    links = text[text.index("<nav") : text.index("</nav")]
+    assert links.count(">paper (predicted)<") == 1
+    assert links.count(">paper at equal FLOPs (predicted)<") == 1
+
+
 def test_every_number_of_the_table_has_its_source(report: Path):
     text = (report / "report.html").read_text(encoding="utf-8")
     table = text[text.index('class="numbers sortable"') :]
