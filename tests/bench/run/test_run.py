@@ -1,6 +1,7 @@
 """The command itself, on real volumes: what a run of all methods leaves behind."""
 
 import json
+import math
 import os
 import re
 import subprocess
@@ -19,7 +20,7 @@ from bench.report.tables import significant
 from tests.volumes import make_brats_folder
 
 ROOT = Path(__file__).parents[3]
-METHODS = ["unet", "patchddm", "idm", "idm-lean"]
+METHODS = ["unet", "checkpoint", "patchddm", "idm", "idm-lean"]
 TINY = ["--volume", "16", "--batch-size", "1", "--channels", "32", "64", "--idle", "0.5"]
 PARTS = ["parameter_bytes", "gradient_bytes", "optimizer_bytes", "activation_bytes", "other_bytes"]
 
@@ -84,6 +85,7 @@ def test_a_record_says_what_was_trained(records):
     assert (records["batch_size"] == 1).all()
     assert (records["steps"] == 3).all()
     assert records.loc["patchddm", "patch"] == 8  # half the side, as published
+    assert records.loc["unet", "parameters"] == records.loc["checkpoint", "parameters"]
     assert records.loc["idm", "parameters"] == records.loc["idm-lean", "parameters"]
 
 
@@ -117,7 +119,10 @@ def test_the_allocator_gave_out_no_less_than_the_tensors(records):
 def test_memory_strategies_do_what_they_promise(records):
     peak, flops = records["peak_memory_bytes"], records["flops_step"]
     assert peak["idm-lean"] < peak["idm"]
+    assert peak["checkpoint"] < peak["unet"]
+    assert flops["checkpoint"] > flops["unet"]
     forward = records["flops_forward"]
+    assert forward["checkpoint"] == forward["unet"]
     assert forward["idm"] == forward["idm-lean"]
     # Forward and twice that backward, a multiply-add as two; fvcore also counts the norms.
     assert 0.9 < flops["unet"] / (6 * forward["unet"]) <= 1.0
@@ -125,9 +130,13 @@ def test_memory_strategies_do_what_they_promise(records):
 
 def test_the_same_network_has_the_same_losses_whatever_the_strategy(records):
     # The first step of the window is the third of the trial: idm-lean's bytes have rounded twice.
-    first, last = records["loss_first"], records["loss_last"]
-    assert first["idm"] == pytest.approx(first["idm-lean"], rel=1e-3)
-    assert np.isfinite(last).all()
+    for one, other, rel in (
+        ("unet", "checkpoint", 1e-6),
+        ("idm", "idm-lean", 1e-3),
+    ):
+        first = records.loc[other, "loss_first"]
+        assert records.loc[one, "loss_first"] == pytest.approx(first, rel=rel)
+        assert math.isfinite(records.loc[one, "loss_last"])
 
 
 def test_time_adds_up(finished, records):
